@@ -1,0 +1,29 @@
+"""The worker's half of a benchmark: commands as lines of JSON on stdin, answers on stdout. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def serve(actions: dict[str, Callable[[], Any]]) -> None:
+    """Answers {"do": name} with {"seconds": wall clock, "result": what the action returned} until stdin ends.
+
+    "memory" is built in: the peak resident memory of this process in MiB.
+    """
+    actions = {"memory": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **actions}
+    # Whatever a library prints goes to stderr, so that stdout holds the answers alone.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for line in sys.stdin:
+        action = actions[json.loads(line)["do"]]
+        began = time.perf_counter()
+        result = action()
+        answer = {"seconds": time.perf_counter() - began, "result": result}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()

@@ -1,0 +1,153 @@
+"""The command `keras-seg`: list, show, train, segment, evaluate, export."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+import keras_seg
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Segment images with Keras.",
+)
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="A name of the zoo, or a recipe's YAML file.")]
+DataFolder = Annotated[
+    Path, typer.Option("--data", help="Folder with the files that the recipe's data block names.")
+]
+WeightsFile = Annotated[str, typer.Option("--weights", help="A .weights.h5 file, or the recipe's own.")]
+
+
+@app.command("list")
+def list_models() -> None:
+    """The models that ship with the package; those marked * come with weights."""
+    for name in keras_seg.zoo.list():
+        recipe = keras_seg.zoo.show(name)
+        print(f"{'*' if recipe.weights else ' '} {name:<16} {recipe.summary}")
+
+
+@app.command()
+def show(name: Name) -> None:
+    """A model's card."""
+    print(keras_seg.zoo.show(name))
+
+
+@app.command()
+def train(
+    name: Name,
+    data: DataFolder,
+    output: Annotated[Path | None, typer.Option(help="Folder for the run; runs/MODEL if left out.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's number of steps.")] = None,
+    all_data: Annotated[bool, typer.Option("--all-data", help="Train on the validation part too.")] = False,
+) -> None:
+    """Train a recipe on your own data."""
+    recipe = keras_seg.zoo.show(name)
+    output = output or Path("runs") / recipe.name
+    keras_seg.training.train(recipe, data, output, resume=resume, steps=steps, all_data=all_data)
+    print(f"the weights are in {output}")
+
+
+@app.command()
+def segment(
+    name: Name,
+    image: Annotated[Path, typer.Argument(help="An image, or a stack of images in one TIFF file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=".npy: every class; .tif or .png: one class.")
+    ],
+    weights: WeightsFile = "pretrained",
+    class_index: Annotated[int, typer.Option("--class", help="Which class a .tif or .png shows.")] = 1,
+    tile: Annotated[int | None, typer.Option(help="Side of a tile of the output, pixels.")] = None,
+    rotations: Annotated[
+        int | None, typer.Option(help="Turned and mirrored versions to average, 1 to 8.")
+    ] = None,
+) -> None:
+    """Write the class probabilities of an image: float32, or 0-255 in a .png."""
+    if output.suffix not in (".npy", ".tif", ".tiff", ".png"):
+        raise ValueError(f"{output}: the output must end in .npy, .tif or .png")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output.parent}: no such folder for the output")
+    model = keras_seg.zoo.load(name, weights)
+    if not 0 <= class_index < model.classes:
+        raise ValueError(f"--class is {class_index}; {model.name} has the classes 0 to {model.classes - 1}")
+    probabilities = keras_seg.segment(model, image, tile=tile, rotations=rotations)
+    _write(output, probabilities, class_index)
+    print(f"{output}: {'x'.join(map(str, probabilities.shape))} probabilities")
+
+
+@app.command("evaluate")
+def evaluate_model(name: Name, data: DataFolder, weights: WeightsFile = "pretrained") -> None:
+    """Score a model on its recipe's validation data and compare with what the recipe expects.
+
+    The exit status is 1 if the figure is outside the recipe's tolerance.
+    """
+    from keras_seg.metrics.isbi import METRICS
+    from keras_seg.training.recipes import evaluate, read_samples
+
+    recipe = keras_seg.zoo.show(name)
+    model = keras_seg.zoo.load(recipe, weights)
+    _, samples = read_samples(recipe, data)
+    if not samples:
+        raise ValueError(f"{recipe.name}: its data block names nothing to validate with")
+    figures = evaluate(model, recipe, samples, rotations=recipe.model.rotations, metrics=METRICS)
+    for metric, value in figures.items():
+        print(f"{metric:<20} {value:.6g}")
+    if recipe.expect is None:
+        return
+    expected = recipe.expect
+    if expected.metric not in figures:
+        raise ValueError(
+            f"{recipe.name} expects {expected.metric}, which its data do not give: {', '.join(figures)}"
+        )
+    met = abs(figures[expected.metric] - expected.value) <= expected.tolerance
+    verdict = "met" if met else "NOT met"
+    print(f"expected {expected.metric} {expected.value:g} ± {expected.tolerance:g}: {verdict}")
+    if not met:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    name: Name,
+    path: Annotated[Path, typer.Argument(help="Folder for the SavedModel.")],
+    weights: WeightsFile = "pretrained",
+) -> None:
+    """Write a SavedModel, for TensorFlow Serving and the like."""
+    keras_seg.export.saved_model(keras_seg.zoo.load(name, weights), path)
+    print(f"{path}: SavedModel of {name}")
+
+
+def main() -> None:
+    """Runs the command; an error that a user can mend is one line, and the exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"keras-seg: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _write(path: Path, probabilities: np.ndarray, class_index: int) -> None:
+    """probabilities: float32 [H, W, classes] or [N, H, W, classes]."""
+    if path.suffix == ".npy":
+        np.save(path, probabilities)
+        return
+    chosen = probabilities[..., class_index]
+    if path.suffix != ".png":
+        import tifffile
+
+        tifffile.imwrite(path, chosen, photometric="minisblack")
+        return
+    if chosen.ndim == 3:
+        raise ValueError(f"{path}: a .png holds one image, and these are {len(chosen)}; use .tif or .npy")
+    from PIL import Image
+
+    Image.fromarray(np.round(255 * chosen).astype(np.uint8)).save(path)

@@ -1,0 +1,5 @@
+"""Functional builders of the models."""
+
+from keras_seg.models.unet import UNet, unet
+
+__all__ = ["UNet", "unet"]

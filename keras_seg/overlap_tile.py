@@ -1,0 +1,196 @@
+"""U-Net's overlap-tile strategy: tiles with mirrored borders that join to the whole image's prediction.
+
+Ronneberger, Fischer, Brox 2015: Section 1 and Figure 2 (tiles, mirroring), Section 4 (averaged rotations).
+`segment` is the way to it for users.
+
+N slices, h x w pixels of a tile, C channels, K classes; lengths are in pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from keras_seg.models.unet import UNet
+
+# The symmetries of the square, in the order in which `rotations` takes them; turns are counter-clockwise.
+SYMMETRIES = (
+    "as it is", "turned by 90°", "turned by 180°", "turned by 270°",
+    "mirrored", "mirrored, turned by 90°", "mirrored, turned by 180°", "mirrored, turned by 270°",
+)  # fmt: skip
+
+# Side of an output tile where neither the caller nor the model gives one.
+DEFAULT_TILE = 512
+
+LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # grey of R, G, B: ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A stack cut into tiles of one size; `predict` goes through them."""
+
+    model: UNet
+    stack: np.ndarray  # [N, H, W, C], with the channels, type and range of the file
+    extremes: list[np.ndarray]  # of each slice: its least and its greatest value
+    value_range: tuple[float, float] | None
+    side: tuple[int, int]  # height and width of the output tiles
+    rows: list[tuple[int, int]]  # start and stop of the pixels that each row of tiles contributes
+    columns: list[tuple[int, int]]
+    rotations: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.stack) * len(self.rows) * len(self.columns)
+
+    def predict(self) -> Iterator[tuple[int, int, int, np.ndarray]]:
+        """Yields (slice, y, x, probabilities float32 [h, w, K]), slice by slice and row by row; each pixel comes once.
+
+        A tile is turned and mirrored with its context. That equals turning the whole image: within a tile of legal
+        size the pooling grid is symmetric.
+        """
+        predict, margin = _compiled(self.model), self.model.margin
+        surplus = 0 if margin else self.model.context
+        inner = (slice(None), *(slice(surplus, surplus + side) for side in self.side))
+        windows = list(itertools.product(range(len(self.stack)), self.rows, self.columns))
+        for first in range(0, len(windows), self.batch_size):
+            batch = windows[first : first + self.batch_size]
+            inputs = np.stack([self._cut(n, y, x, margin or surplus) for n, (y, _), (x, _) in batch])
+            views = (turn_back(predict(turn(inputs, k)), k) for k in range(self.rotations))
+            mean = (sum(views) / self.rotations)[inner]
+            if not np.isfinite(mean).all():
+                raise ValueError(
+                    "segment: the model's output is not finite; its weights are damaged or diverged"
+                )
+            for (n, (top, bottom), (left, right)), probabilities in zip(batch, mean, strict=True):
+                yield n, top, left, probabilities[: bottom - top, : right - left]
+
+    def _cut(self, n: int, top: int, left: int, border: int) -> np.ndarray:
+        """The input tile [h, w, C], float32 0-255, of the output tile whose upper left pixel is (top, left)."""
+        from keras_seg.data.images import to_float
+
+        image, extremes = self.stack[n], self.extremes[n]
+        rows, columns = (
+            _mirrored(np.arange(start - border, start + side + border), length)
+            for start, side, length in zip((top, left), self.side, image.shape[:2], strict=True)
+        )
+        tile = image[rows[:, None], columns]
+        # Scaled along with the extremes of the whole image, since a tile may be constant where the image is not.
+        values = to_float(np.concatenate((extremes, tile.ravel())), self.value_range)
+        tile = values[len(extremes) :].reshape(tile.shape)
+        channels = self.model.input_channels
+        if tile.shape[-1] == channels:
+            return tile
+        return tile @ LUMA if channels == 1 else np.repeat(tile, channels, axis=-1)
+
+
+def tiles(
+    model: UNet,
+    stack: np.ndarray,
+    name: str,
+    *,
+    tile: int | None,
+    rotations: int | None,
+    value_range: tuple[float, float] | None,
+    batch_size: int,
+) -> Tiles:
+    """Check the arguments, which are those of `segment`, and lay out the tiles.
+
+    stack: [N, H, W, C]; name: what messages call it.
+    """
+    rotations = model.rotations if rotations is None else rotations
+    if rotations not in range(1, len(SYMMETRIES) + 1):
+        raise ValueError(
+            f"segment: rotations must be an integer from 1 to {len(SYMMETRIES)}, got {rotations!r}"
+        )
+    if batch_size not in range(1, 2**31):
+        raise ValueError(f"segment: batch_size must be a positive integer, got {batch_size!r}")
+    tile = legal_tile(model, model.tile if tile is None else tile)
+    (height, rows), (width, columns) = (_spans(length, tile, 2**model.depth) for length in stack.shape[1:3])
+    names = [name] if len(stack) == 1 else [f"{name}, slice {n}" for n in range(len(stack))]
+    extremes = [_extremes(image, value_range, name) for image, name in zip(stack, names, strict=True)]
+    return Tiles(model, stack, extremes, value_range, (height, width), rows, columns, rotations, batch_size)
+
+
+def legal_tile(model: UNet, tile: int | None) -> int:
+    """A legal side of an output tile: `tile`, or the largest up to DEFAULT_TILE for None.
+
+    ValueError, naming the nearest legal ones, if `tile` is not legal.
+    """
+    multiple, halo = 2**model.depth, 2 * (model.margin or model.context)
+    wanted = DEFAULT_TILE if tile is None else int(tile)
+    sizes = model.legal_sizes(max(wanted, multiple) + halo)
+    # at least one cell of the pooling grid, by which tiles advance
+    legal = sorted({size - halo for size in sizes if size is not None and size - halo >= multiple})
+    if tile is None:
+        return legal[0]
+    if tile not in legal:
+        raise ValueError(
+            f"segment: tile={tile} is no legal side of an output tile for depth={model.depth}, "
+            f"padding={model.padding!r}; nearest legal: {' or '.join(map(str, legal))}"
+        )
+    return wanted
+
+
+def _spans(length: int, tile: int, multiple: int) -> tuple[int, list[tuple[int, int]]]:
+    """Cover an axis by as few tiles as `tile` allows, these as small as that: (side, [(start, stop), …]).
+
+    Tiles start at multiples of 2**depth, where pooling has the phase that it has in the whole image. The output sides
+    of a "valid" network are 2**depth * k + 4 (depth > 2): its tiles overlap by those 4 pixels.
+    """
+    overlap = tile % multiple
+    count = math.ceil(max(length - overlap, 1) / (tile - overlap))
+    step = multiple * math.ceil(max(length - overlap, 1) / (count * multiple))
+    stops = [*range(step, count * step, step), length]
+    return step + overlap, list(zip(range(0, count * step, step), stops, strict=True))
+
+
+def _extremes(image: np.ndarray, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
+    """The least and the greatest value of an image, which is checked by them: no copy of it is made."""
+    from keras_seg.data.images import to_float
+
+    numbers = image.dtype.kind in "uif"
+    extremes = np.array([image.min(), image.max()]) if numbers else image
+    # raises where something is wrong; given the whole image, it counts the NaN
+    to_float(extremes if numbers and np.isfinite(extremes).all() else image, value_range, name)
+    return extremes
+
+
+def _mirrored(index: np.ndarray, length: int) -> np.ndarray:
+    """Positions on an axis that is continued by mirroring, as often as it takes (np.pad's "reflect")."""
+    period = max(2 * (length - 1), 1)
+    index = index % period
+    return np.minimum(index, period - index) if length > 1 else index
+
+
+def turn(tiles: np.ndarray, k: int) -> np.ndarray:
+    """The k-th of SYMMETRIES of [B, h, w, C]."""
+    return np.rot90(tiles[:, :, ::-1] if k >= 4 else tiles, k % 4, axes=(1, 2))
+
+
+def turn_back(tiles: np.ndarray, k: int) -> np.ndarray:
+    """Undoes `turn`."""
+    tiles = np.rot90(tiles, -(k % 4), axes=(1, 2))
+    return tiles[:, :, ::-1] if k >= 4 else tiles
+
+
+# model -> its compiled call, which does not keep the model alive
+_COMPILED: weakref.WeakKeyDictionary[UNet, Callable[[np.ndarray], np.ndarray]] = weakref.WeakKeyDictionary()
+
+
+def _compiled(model: UNet) -> Callable[[np.ndarray], np.ndarray]:
+    """float32 [B, h, w, C] -> float32 [B, h', w', K]; traced once a model, whatever the sizes."""
+    import tensorflow as tf
+
+    if model not in _COMPILED:
+        reference = weakref.ref(model)
+        signature = [tf.TensorSpec([None, None, None, model.input_channels], tf.float32)]
+        call = tf.function(lambda tiles: reference()(tiles, training=False), input_signature=signature)
+        _COMPILED[model] = lambda tiles: call(np.ascontiguousarray(tiles)).numpy()
+    return _COMPILED[model]

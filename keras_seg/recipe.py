@@ -1,0 +1,362 @@
+"""The schema of a recipe: one YAML file that says how a model is built, trained and judged.
+
+A recipe's `model:` block is the builder's arguments; `data:` and `training:` say how its weights come about;
+`weights:`, `results:` and `expect:` what came of it. Unknown fields are refused with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from keras_seg.schema import Block, describe
+
+Metric = Literal[
+    "val_loss",
+    "pixel_error",
+    "pixel_disagreement",
+    "rand_error",
+    "warping_error",
+    "v_rand",
+    "v_info",
+    "seg",
+    "mean_iou",
+]
+# What chooses a member of the unions below: the name of a reader, that of an optimizer.
+_TAGS = ("isbi", "cell_tracking", "folder", "sgd", "adam")
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _parse_slices(value: Any) -> list[int]:
+    """`"0-9, 12"`, `7` or a list of such, to a list of integers."""
+    if not isinstance(value, list | tuple):
+        value = [part for part in str(value).split(",") if part.strip()]
+    slices = []
+    for part in value:
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(part))
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if last < first:
+            raise ValueError('must be slice numbers, as in [0, 1, 2] or "0-19" (both ends included)')
+        slices.extend(range(first, last + 1))
+    if len(set(slices)) < len(slices):
+        raise ValueError("names a slice twice")
+    return slices
+
+
+Slices = Annotated[tuple[int, ...], BeforeValidator(_parse_slices)]
+
+
+class UNetModel(Block):
+    """Arguments of `keras_seg.models.unet`; `class_names` alone gives `classes` too."""
+
+    builder: Literal["unet"]
+    input_channels: PositiveInt = 1
+    classes: PositiveInt = 2
+    depth: Annotated[int, Field(ge=1, le=8)] = 4
+    base_channels: PositiveInt = 64
+    padding: Literal["valid", "same"] = "valid"
+    normalization: Literal["batch", "group"] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    class_names: list[str] | None = None
+    tile: PositiveInt | None = None
+    rotations: Annotated[int, Field(ge=1, le=8)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_names(cls, fields: Any) -> Any:
+        names = fields.get("class_names") if isinstance(fields, Mapping) else None
+        if isinstance(names, list | tuple) and "classes" not in fields:
+            return {**fields, "classes": len(names)}
+        return fields
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> UNetModel:
+        names = self.class_names
+        if names is not None and len(names) != self.classes:
+            raise ValueError(
+                f"classes is {self.classes}, but class_names has {len(names)}: {', '.join(names)}"
+            )
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError(f"class_names has a name twice: {', '.join(names)}")
+        if self.activation == "softmax" and self.classes < 2:
+            raise ValueError('activation "softmax" needs at least 2 classes; for one, use "sigmoid"')
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the builder."""
+        return self.model_dump(exclude={"builder"})
+
+
+class Augmentation(Block):
+    """Fields of `keras_seg.data.augment.Augmentation`, which explains them."""
+
+    elastic_sigma: NonNegativeFloat = 10.0
+    elastic_grid: Annotated[int, Field(ge=2)] = 3
+    rotation: bool = True
+    flips: bool = True
+    shift: bool = True
+    scale: NonNegativeFloat = 0.0
+    brightness: Annotated[float, Field(ge=0, le=255)] = 20.0
+    contrast: Share = 0.2
+    gamma: NonNegativeFloat = 0.0
+    noise: Annotated[float, Field(ge=0, le=255)] = 0.0
+
+
+class WeightMap(Block):
+    """Arguments of `keras_seg.losses.weight_map`; `class_weights: null` balances the classes."""
+
+    w0: NonNegativeFloat = 10.0
+    sigma: PositiveFloat = 5.0
+    class_weights: list[NonNegativeFloat] | None = None
+
+
+class _Tiles(Block):
+    """What every reader's data has: how samples become batches. `tile` is the side of the network's input."""
+
+    tile: PositiveInt
+    batch_size: PositiveInt = 1
+    value_range: tuple[float, float] | None = None
+    augmentation: Augmentation = Augmentation()
+    weight_map: WeightMap = WeightMap()
+
+
+class IsbiData(_Tiles):
+    """Two multi-page TIFF stacks (file names inside the data folder) and which slices serve for what."""
+
+    reader: Literal["isbi"]
+    volume: str = "train-volume.tif"
+    labels: str = "train-labels.tif"
+    train_slices: Annotated[Slices, Field(min_length=1)]
+    validation_slices: Slices = ()
+
+    @model_validator(mode="after")
+    def _check_disjoint(self) -> IsbiData:
+        if both := sorted(set(self.train_slices) & set(self.validation_slices)):
+            raise ValueError(f"train_slices and validation_slices share {both}")
+        return self
+
+
+class CellTrackingData(_Tiles):
+    """A Cell Tracking Challenge folder and which of its sequences serve for what."""
+
+    reader: Literal["cell_tracking"]
+    train_sequences: Annotated[tuple[str, ...], Field(min_length=1)]
+    validation_sequences: tuple[str, ...] = ()
+    border: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _check_disjoint(self) -> CellTrackingData:
+        if both := sorted(set(self.train_sequences) & set(self.validation_sequences)):
+            raise ValueError(f"train_sequences and validation_sequences share {both}")
+        return self
+
+
+class FolderData(_Tiles):
+    """Folders of images and of their masks, inside the data folder; the other fields are arguments of
+    `keras_seg.data.folder`, and `classes` has one entry for each class of the model."""
+
+    reader: Literal["folder"]
+    classes: dict[str, int | tuple[int, int, int]]
+    mask_suffix: str = ""
+    ignore_value: int | tuple[int, int, int] | None = None
+    train_images: str = "train/images"
+    train_masks: str = "train/masks"
+    validation_images: str | None = None
+    validation_masks: str | None = None
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> FolderData:
+        if (self.validation_images is None) != (self.validation_masks is None):
+            raise ValueError("validation_images and validation_masks go together")
+        return self
+
+
+class Sgd(Block):
+    """Stochastic gradient descent; the momentum is the U-Net paper's (Section 3)."""
+
+    name: Literal["sgd"]
+    learning_rate: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class Adam(Block):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adam"]
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class Schedule(Block):
+    """Linear warm-up over `warmup_steps`; it falls to zero over the last `decay_fraction` of the steps."""
+
+    warmup_steps: NonNegativeInt = 0
+    decay_fraction: Share = 0.0
+
+
+class Select(Block):
+    """Which validation figure chooses the best weights."""
+
+    metric: Metric = "val_loss"
+    mode: Literal["min", "max"] = "min"
+
+
+class Training(Block):
+    """The schedule of a run; `evaluate_every` and `checkpoint_every` are in steps."""
+
+    steps: PositiveInt
+    optimizer: Annotated[Sgd | Adam, Field(discriminator="name")]
+    schedule: Schedule = Schedule()
+    seed: NonNegativeInt = 0
+    evaluate_every: PositiveInt = 1000
+    checkpoint_every: PositiveInt = 1000
+    select: Select = Select()
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Training:
+        if self.schedule.warmup_steps > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps is {self.schedule.warmup_steps}, more than steps, {self.steps}"
+            )
+        return self
+
+
+class Weights(Block):
+    """A weights file beside the recipe, and its checksum."""
+
+    file: Annotated[str, Field(pattern=r"^[^/\\]+\.weights\.h5$")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Result(Block):
+    """One measured figure: on which data, and the command that gave it."""
+
+    metric: Metric
+    value: float
+    data: str
+    command: str
+
+
+class Expect(Block):
+    """What a run of this recipe should reach on its validation data, give or take `tolerance`."""
+
+    metric: Metric
+    value: float
+    tolerance: NonNegativeFloat
+
+
+class Recipe(Block):
+    """A whole recipe. `str(recipe)` is its card."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+    summary: str
+    note: str = ""
+    model: UNetModel
+    data: Annotated[IsbiData | CellTrackingData | FolderData, Field(discriminator="reader")]
+    training: Training
+    weights: Weights | None = None
+    results: tuple[Result, ...] = ()
+    expect: Expect | None = None
+
+    _path: Path | None = PrivateAttr(None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that the recipe was read from; None for one made from a mapping."""
+        return self._path
+
+    @property
+    def weights_path(self) -> Path | None:
+        """Where the recipe's weights file lies; None if it has none."""
+        return self._path.parent / self.weights.file if self.weights and self._path else None
+
+    def override(self, changes: Mapping[str, Any]) -> Recipe:
+        """A copy with the fields at dotted paths changed, as in `{"model.classes": 3}`; checked like a file.
+
+        New `model.class_names` bring their own count of classes, and a new count drops the old names. Raises
+        ValueError naming the field.
+        """
+        fields = self.model_dump(by_alias=True, exclude_unset=True)
+        if "model.class_names" in changes:
+            fields["model"].pop("classes", None)
+        elif changes.get("model.classes", self.model.classes) != self.model.classes:
+            fields["model"].pop("class_names", None)
+        for path, value in changes.items():
+            *parents, name = path.split(".")
+            block = fields
+            for parent in parents:
+                if not isinstance(block.get(parent), dict):
+                    block[parent] = {}
+                block = block[parent]
+            block[name] = value
+        return _validate(fields, self._path)
+
+    def __str__(self) -> str:
+        weights = (
+            f"{self.weights.file}, sha256 {self.weights.sha256}" if self.weights else "none are published"
+        )
+        lines = [self.name, self.summary, ""]
+        for block in ("model", "data", "training"):
+            fields = getattr(self, block).model_dump(exclude_defaults=True)
+            lines.append(f"{block:<9} " + ", ".join(_inline(name, value) for name, value in fields.items()))
+        lines.append(f"weights   {weights}")
+        lines += [f"result    {r.metric} {r.value:g} on {r.data} ({r.command})" for r in self.results]
+        if self.expect:
+            lines.append(f"expect    {self.expect.metric} {self.expect.value:g} ± {self.expect.tolerance:g}")
+        return "\n".join([*lines, "", self.note] if self.note else lines)
+
+
+def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
+    """Read and check a recipe: a YAML file, or a mapping of the same fields.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, or a wrong field: names the file, the field, what was given and what is allowed.
+    """
+    if isinstance(source, Mapping):
+        return _validate(source, None)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe file")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    return _validate(fields, path)
+
+
+def _validate(fields: Any, path: Path | None) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(fields)
+    except ValidationError as error:
+        problems = "; ".join(describe(problem, tags=_TAGS) for problem in error.errors())
+        raise ValueError(f"{path or 'recipe'}: {problems}") from None
+    recipe._path = path
+    return recipe
+
+
+def _inline(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        value = "{" + ", ".join(_inline(*item) for item in value.items()) + "}"
+    elif isinstance(value, list | tuple):
+        is_range = {*map(type, value)} == {int} and [*value] == [*range(value[0], value[0] + len(value))]
+        value = f"{value[0]}-{value[-1]}" if is_range else f"[{', '.join(map(str, value))}]"
+    return f"{name} {value}"

@@ -1,0 +1,6 @@
+"""Training: the loop, checkpoints, schedules and learning curves."""
+
+from keras_seg.training.loop import NonFiniteLoss
+from keras_seg.training.recipes import train
+
+__all__ = ["NonFiniteLoss", "train"]

@@ -1,0 +1,28 @@
+"""What every test shares: TensorFlow kept quiet, and the path to the shared data and golden files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the checkout (or $KERAS_SEG_SHARED): `data/` and `golden/`.
+
+    A test that asks for it is skipped where the folder is absent; with KERAS_SEG_REQUIRE_SHARED=1 it fails
+    instead.
+    """
+    path = Path(os.environ.get("KERAS_SEG_SHARED") or CHECKOUT.parent / "shared")
+    if not path.is_dir():
+        reason = f"needs the shared data folder, and {path} is not one: set KERAS_SEG_SHARED to where it lies"
+        if os.environ.get("KERAS_SEG_REQUIRE_SHARED") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path

@@ -1,0 +1,68 @@
+"""The wheel carries all that it needs: built, installed outside the checkout, and used there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+USE_IT = """
+import importlib.metadata, numpy, sys
+import keras_seg
+print(keras_seg.__file__)
+assert importlib.metadata.version("keras_seg") == keras_seg.__version__
+model = keras_seg.zoo.load("unet_isbi2012")
+assert model.loaded.fresh == ()
+image = numpy.arange(64 * 64, dtype=numpy.uint8).reshape(64, 64)
+assert keras_seg.segment(model, image, rotations=1).shape == (64, 64, 2)
+"""
+
+
+def run(*command, **options) -> str:
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built without a network from a copy of the checkout, so that the checkout stays clean."""
+    folder = tmp_path_factory.mktemp("wheel")
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(CHECKOUT, folder / "source", ignore=unwanted)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, cwd=folder / "source")
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_code_the_zoo_and_the_licence_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    code = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "keras_seg").rglob("*.py")}
+    zoo = {f"keras_seg/_zoo/{path.name}" for path in (CHECKOUT / "zoo").iterdir() if path.is_file()}
+    metadata = {name for name in names if ".dist-info/" in name}
+    assert any(name.endswith("LICENSE") for name in metadata)
+    assert names - metadata == code | zoo
+
+
+def test_a_model_loads_where_only_the_wheel_is_installed(wheel, tmp_path):
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    python = environment / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
+    # The dependencies are borrowed from the present environment, which takes no time. A path in a .pth file
+    # is only appended to sys.path: .pth files in that folder, an editable install's too, are not read.
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    printed = run(python, "-c", USE_IT, cwd=tmp_path, env=variables)
+    assert Path(printed.strip()).is_relative_to(environment)
+    assert "unet_isbi2012" in run(environment / "bin" / "keras-seg", "list", cwd=tmp_path, env=variables)
