@@ -16,7 +16,7 @@ from worker import serve
 from keras_seg import overlap_tile
 from keras_seg.models import unet
 
-MATRIX = 4096
+MATRIX = 2048
 
 
 def build(base_channels: int, depth: int) -> keras.Model:
@@ -38,7 +38,7 @@ def weights(model: keras.Model) -> dict[str, np.ndarray]:
 def flops(model: keras.Model, size: int) -> float:
     """Multiplications and additions of the convolutions in a forward pass of one size x size image."""
     total = 0
-    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    layers = [layer for layer in model.layers if layer.weights]
     sizes = keras.Model(model.input, [layer.output for layer in layers]).compute_output_shape((1, size, size, 1))
     for layer, (_, height, width, _) in zip(layers, sizes, strict=True):
         taps = 1 if isinstance(layer, keras.layers.Conv2DTranspose) else math.prod(layer.kernel_size)

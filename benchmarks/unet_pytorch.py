@@ -11,7 +11,7 @@ from torch.nn import functional
 from worker import serve
 
 SETTINGS = ("plain", "channels_last", "compiled")
-MATRIX = 4096
+MATRIX = 2048
 
 
 class UNet(nn.Module):

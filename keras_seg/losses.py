@@ -43,7 +43,9 @@ def weight_map(
     if class_weights is None:
         class_weights = class_balance([np.where(labels > 0, 1, labels)], classes=2)
     if len(class_weights) != 2:
-        raise ValueError(f"weight_map: class_weights are (background, cells), got {len(class_weights)} values")
+        raise ValueError(
+            f"weight_map: class_weights are (background, cells), got {len(class_weights)} values"
+        )
     weights = np.where(labels > 0, class_weights[1], class_weights[0])
     if w0 > 0:
         weights = weights + w0 * np.exp(-(_two_distances(labels, _reach(w0, sigma)) ** 2) / (2 * sigma**2))
@@ -61,7 +63,9 @@ def class_balance(labels: Iterable[np.ndarray], classes: int) -> np.ndarray:
         present, count = np.unique(label, return_counts=True)
         for value, n in zip(present.tolist(), count.tolist(), strict=True):
             if value != IGNORE and not 0 <= value < classes:
-                raise ValueError(f"class_balance: label {value} outside 0 … {classes - 1} (or -1 = not annotated)")
+                raise ValueError(
+                    f"class_balance: label {value} outside 0 … {classes - 1} (or -1 = not annotated)"
+                )
             if value != IGNORE:
                 counts[value] += n
     present = counts > 0
@@ -112,7 +116,9 @@ def weighted_crossentropy(
         classes = logits.shape[-1]
         if labels.shape.rank == 3:
             known = labels >= 0
-            targets = tf.cast(labels > 0, tf.float32)[..., None] if classes == 1 else tf.one_hot(labels, classes)
+            targets = (
+                tf.cast(labels > 0, tf.float32)[..., None] if classes == 1 else tf.one_hot(labels, classes)
+            )
         else:
             known = tf.reduce_any(labels >= 0, axis=-1)
             targets = tf.cast(labels > 0, tf.float32)
@@ -129,7 +135,9 @@ def weighted_crossentropy(
 def _check_labels(labels: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels: expected a non-empty integer array [H, W], got {labels.dtype} {labels.shape}")
+        raise ValueError(
+            f"labels: expected a non-empty integer array [H, W], got {labels.dtype} {labels.shape}"
+        )
     labels = labels.astype(np.int64)
     if labels.min() < IGNORE:
         raise ValueError(f"labels: the least legal value is -1 (not annotated), got {labels.min()}")

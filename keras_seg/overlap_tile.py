@@ -50,10 +50,10 @@ class Tiles:
         return len(self.stack) * len(self.rows) * len(self.columns)
 
     def predict(self) -> Iterator[tuple[int, int, int, np.ndarray]]:
-        """Yields (slice, y, x, probabilities float32 [h, w, K]), slice by slice and row by row; each pixel comes once.
+        """Yields (slice, y, x, probabilities float32 [h, w, K]), slice by slice, row by row, each pixel once.
 
-        A tile is turned and mirrored with its context. That equals turning the whole image: within a tile of legal
-        size the pooling grid is symmetric.
+        A tile is turned and mirrored with its context. That equals turning the whole image: within a tile of
+        legal size the pooling grid is symmetric.
         """
         predict, margin = _compiled(self.model), self.model.margin
         surplus = 0 if margin else self.model.context
@@ -72,7 +72,7 @@ class Tiles:
                 yield n, top, left, probabilities[: bottom - top, : right - left]
 
     def _cut(self, n: int, top: int, left: int, border: int) -> np.ndarray:
-        """The input tile [h, w, C], float32 0-255, of the output tile whose upper left pixel is (top, left)."""
+        """The input tile [h, w, C], float32 0-255, of the output tile that starts at (top, left)."""
         from keras_seg.data.images import to_float
 
         image, extremes = self.stack[n], self.extremes[n]
@@ -81,7 +81,7 @@ class Tiles:
             for start, side, length in zip((top, left), self.side, image.shape[:2], strict=True)
         )
         tile = image[rows[:, None], columns]
-        # Scaled along with the extremes of the whole image, since a tile may be constant where the image is not.
+        # Scaled along with the image's extremes, since a tile may be constant where the image is not.
         values = to_float(np.concatenate((extremes, tile.ravel())), self.value_range)
         tile = values[len(extremes) :].reshape(tile.shape)
         channels = self.model.input_channels
@@ -141,8 +141,8 @@ def legal_tile(model: UNet, tile: int | None) -> int:
 def _spans(length: int, tile: int, multiple: int) -> tuple[int, list[tuple[int, int]]]:
     """Cover an axis by as few tiles as `tile` allows, these as small as that: (side, [(start, stop), …]).
 
-    Tiles start at multiples of 2**depth, where pooling has the phase that it has in the whole image. The output sides
-    of a "valid" network are 2**depth * k + 4 (depth > 2): its tiles overlap by those 4 pixels.
+    Tiles start at multiples of 2**depth, where pooling has the phase that it has in the whole image. The
+    output sides of a "valid" network are 2**depth * k + 4 (depth > 2): its tiles overlap by those 4 pixels.
     """
     overlap = tile % multiple
     count = math.ceil(max(length - overlap, 1) / (tile - overlap))

@@ -35,43 +35,46 @@ def segment(
     batch_size: int = 1,
     progress: bool | None = None,
 ) -> np.ndarray:
-    """Class probabilities of an image, or of every slice of a stack (`[N]` slices, `[H, W]` pixels, `[K]` classes).
+    """Class probabilities of an image, or of every slice of a stack ([N] slices, [H, W] pixels, [K] classes).
 
-    The image is continued beyond its borders by mirroring (the border pixel is not repeated) and goes through the
-    network in overlapping tiles (Ronneberger et al. 2015, Figure 2). The result is that of the whole image at once, to
-    1e-5, whatever the tile: each tile is computed with all the context that can influence it, and starts where the
-    pooling grid of the whole image does. Only group normalisation, whose statistics are those of a tile, makes the
-    tile matter; a warning says so.
+    The image is continued beyond its borders by mirroring (the border pixel is not repeated) and goes through
+    the network in overlapping tiles (Ronneberger et al. 2015, Figure 2). The result is that of the whole
+    image at once, to 1e-5, whatever the tile: each tile is computed with all the context that can influence
+    it, and starts where the pooling grid of the whole image does. Only group normalisation, whose statistics
+    are those of a tile, makes the tile matter; a warning says so.
 
     Args:
         model: a U-Net (`zoo.load` or `models.unet`).
-        image: path of an image or of a multi-page TIFF stack, PIL image, or array: [H, W], [H, W, C], [N, H, W] or
-            [N, H, W, C], any size, uint8, uint16 or float 0-255. Three axes are one image if the last is as long as
-            the model has channels, or 1 or 3; else a stack of grey slices (slices that narrow: [N, H, W, 1]).
-            Grey is repeated for an RGB model; for a grey model RGB becomes its luma (ITU-R BT.601).
-        tile: largest side of an output tile. Multiples of 2**depth are legal with "same" padding; with "valid" padding
-            the output sides of legal inputs (388 for the paper's network). The tiles used are as even as they can be,
-            hence often smaller. Larger ones repeat less context and take more memory. None: the model's own, else
-            the largest legal one up to 512.
-        rotations: how many symmetries of the square to average, 1 to 8, in the order of `overlap_tile.SYMMETRIES`: 1 is
-            the image as it is; 4 its turns by 0, 90, 180 and 270 degrees, counter-clockwise; 8 these and the same
-            turns of its mirror image (left to right). The paper averages "7 rotated versions" and does not say which:
-            7 here is all but the mirror image turned by 270 degrees. None: the model's own.
-        out: a float32 array or memmap for the result; or a path ending in .npy, whose file is complete or absent.
-            None: a new array.
+        image: path of an image or of a multi-page TIFF stack, PIL image, or array: [H, W], [H, W, C], [N, H,
+            W] or [N, H, W, C], any size, uint8, uint16 or float 0-255. Three axes are one image if the last
+            is as long as the model has channels, or 1 or 3; else a stack of grey slices (slices that narrow:
+            [N, H, W, 1]). Grey is repeated for an RGB model; for a grey model RGB becomes its luma (ITU-R
+            BT.601).
+        tile: largest side of an output tile. Multiples of 2**depth are legal with "same" padding; with
+            "valid" padding the output sides of legal inputs (388 for the paper's network). The tiles used are
+            as even as they can be, hence often smaller. Larger ones repeat less context and take more memory.
+            None: the model's own, else the largest legal one up to 512.
+        rotations: how many symmetries of the square to average, 1 to 8, in the order of
+            `overlap_tile.SYMMETRIES`: 1 is the image as it is; 4 its turns by 0, 90, 180 and 270 degrees,
+            counter-clockwise; 8 these and the same turns of its mirror image (left to right). The paper
+            averages "7 rotated versions" and does not say which: 7 here is all but the mirror image turned by
+            270 degrees. None: the model's own.
+        out: a float32 array or memmap for the result; or a path ending in .npy, whose file is complete or
+            absent. None: a new array.
         value_range: the values that become 0 and 255, see `data.images.to_float`.
         batch_size: tiles to compute at once.
         progress: draw a progress bar on stderr; None: if there is much to do and stderr is a terminal.
 
     Returns:
-        float32 [H, W, K], for a stack [N, H, W, K]: the array given as `out`, or its .npy file as a read-only memmap.
+        float32 [H, W, K], for a stack [N, H, W, K]: the array given as `out`, or its .npy file as a read-only
+        memmap.
 
     Raises:
         FileNotFoundError: no such image.
         TypeError: the model is no U-Net.
-        ValueError: an image that cannot be read, is constant, holds NaN, or has other channels or another type than
-            these; an illegal tile (the nearest legal ones are named) or option; an `out` of other shape or type; a
-            model whose output is not finite.
+        ValueError: an image that cannot be read, is constant, holds NaN, or has other channels or another
+            type than these; an illegal tile (the nearest legal ones are named) or option; an `out` of other
+            shape or type; a model whose output is not finite.
         OSError: too little disk space for `out`.
     """
     stack, is_stack, name = _as_stack(image, model)
@@ -107,10 +110,10 @@ def segment_tiles(
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """The tiles of `segment` one by one, for a result that is too large to keep or is reduced on the way.
 
-    image: one image, as in `segment`. A np.memmap is read as the tiles need it, so that memory is bounded by the tile.
-    The other arguments and the errors are those of `segment`.
+    image: one image, as in `segment`. A np.memmap is read as the tiles need it, so that memory is bounded by
+    the tile. The other arguments and the errors are those of `segment`.
 
-    Yields (y, x, probabilities): the upper left pixel and float32 [h, w, K]. Each pixel comes once, tiles row by row.
+    Yields (y, x, probabilities): the upper left pixel and float32 [h, w, K]; row by row, each pixel once.
     """
     stack, is_stack, name = _as_stack(image, model)
     if is_stack:
@@ -124,8 +127,8 @@ def segment_tiles(
 def instances(probability: np.ndarray, threshold: float = 0.5) -> np.ndarray:
     """The objects of one class: 4-connected components of the pixels whose probability exceeds the threshold.
 
-    probability: [H, W], 0-1, one class of one slice (`segment(...)[..., 1]`). Returns int32 [H, W]: 0 is no object,
-    k > 0 the k-th object met row by row. ValueError for another shape or values outside 0-1.
+    probability: [H, W], 0-1, one class of one slice (`segment(...)[..., 1]`). Returns int32 [H, W]: 0 is no
+    object, k > 0 the k-th object met row by row. ValueError for another shape or values outside 0-1.
     """
     from scipy import ndimage
 
@@ -209,8 +212,8 @@ def _open_result(out: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, Path | N
 def _warn_of_group_statistics(tiles: overlap_tile.Tiles) -> None:
     if tiles.model.normalization == "group" and len(tiles.rows) * len(tiles.columns) > 1:
         warnings.warn(
-            "segment: group normalisation takes its statistics from a tile, so the result depends on the tile; one "
-            f"of at least {max(tiles.stack.shape[1:3])} pixels holds the whole image",
+            "segment: group normalisation takes its statistics from a tile, so that the tile matters; "
+            f"one of at least {max(tiles.stack.shape[1:3])} pixels holds the whole image",
             stacklevel=3,
         )
 

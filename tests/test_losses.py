@@ -17,7 +17,9 @@ def direct_weight_map(labels, w0, sigma):
     known = labels >= 0
     share = {c: np.mean(((labels > 0) == c)[known]) for c in (False, True)}
     present = sum(s > 0 for s in share.values())
-    w_c = np.array([0 if share[bool(v > 0)] == 0 else 1 / (present * share[bool(v > 0)]) for v in labels.ravel()])
+    w_c = np.array(
+        [0 if share[bool(v > 0)] == 0 else 1 / (present * share[bool(v > 0)]) for v in labels.ravel()]
+    )
     border = np.zeros(labels.shape)
     if len(cells) > 1:
         distances = np.sort([ndimage.distance_transform_edt(labels != k) for k in cells], axis=0)
@@ -36,7 +38,9 @@ def blobs(shape, cells, seed):
 @pytest.mark.parametrize("sigma", [1, 5, 40])
 def test_equals_the_direct_computation(sigma):
     labels = separate_touching(blobs((150, 130), 25, seed=sigma))
-    np.testing.assert_allclose(weight_map(labels, 10, sigma), direct_weight_map(labels, 10, sigma), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        weight_map(labels, 10, sigma), direct_weight_map(labels, 10, sigma), rtol=1e-6, atol=1e-6
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -48,7 +52,9 @@ def test_equals_the_direct_computation(sigma):
 def test_equals_the_direct_computation_on_any_labels(labels, w0, sigma):
     if not (labels >= 0).any():
         labels[0, 0] = 0
-    np.testing.assert_allclose(weight_map(labels, w0, sigma), direct_weight_map(labels, w0, sigma), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        weight_map(labels, w0, sigma), direct_weight_map(labels, w0, sigma), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_gap_worked_by_hand():
@@ -85,7 +91,9 @@ def test_touching_cells_are_parted_and_others_left_alone():
     assert parted[0].tolist() == [1, 1, 1, 0, 0, 2, 2, 2, 0, 0, 3, 3]
     for width, gap in {1: 2, 2: 2, 3: 4, 4: 4}.items():
         assert np.count_nonzero(separate_touching(labels[:, :8], width)[0] == 0) == gap
-    np.testing.assert_array_equal(separate_touching(np.where(labels == 2, 0, labels)), np.where(labels == 2, 0, labels))
+    np.testing.assert_array_equal(
+        separate_touching(np.where(labels == 2, 0, labels)), np.where(labels == 2, 0, labels)
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -154,4 +162,6 @@ def test_sigmoid_crossentropy():
     logits = tf.constant([[[[2.0, 2.0], [-1.0, 7.0]]]])
     labels = tf.constant([[[[1, 1], [0, -1]]]])
     expected = (2 * np.log1p(np.exp(-2)) + np.log1p(np.exp(-1))) / 2
-    assert float(weighted_crossentropy(labels, logits, activation="sigmoid")) == pytest.approx(expected, rel=1e-5)
+    assert float(weighted_crossentropy(labels, logits, activation="sigmoid")) == pytest.approx(
+        expected, rel=1e-5
+    )

@@ -73,7 +73,9 @@ def tile_dataset(
             tf.ensure_shape(label, (None, None)),
             tf.ensure_shape(weight, (None, None)),
         )
-        geometry, grey = tf.unstack(tf.random.experimental.stateless_split(tf.stack([seed + 1, number]), 2), axis=0)
+        geometry, grey = tf.unstack(
+            tf.random.experimental.stateless_split(tf.stack([seed + 1, number]), 2), axis=0
+        )
         height, width = tf.shape(label)[0], tf.shape(label)[1]
         coordinates = random_coordinates(height, width, tile, geometry, options)
         inner = coordinates[margin : margin + output_tile, margin : margin + output_tile]

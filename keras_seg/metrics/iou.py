@@ -19,12 +19,16 @@ def mean_iou(prediction: Iterable[np.ndarray], label: Iterable[np.ndarray], clas
     for index, (found, true) in enumerate(zip(prediction, label, strict=True)):
         found, true = np.asarray(found), np.asarray(true)
         if found.shape != true.shape:
-            raise ValueError(f"mean_iou: image {index}: prediction {found.shape} and label {true.shape} differ in shape")
+            raise ValueError(
+                f"mean_iou: image {index}: prediction {found.shape} and label {true.shape} differ in shape"
+            )
         known = true != UNKNOWN
         for name, values in (("prediction", found[known]), ("label", true[known])):
             if values.size and not (0 <= values.min() and values.max() < classes):
                 raise ValueError(f"mean_iou: image {index}: {name} has classes outside 0 … {classes - 1}")
-        both += np.bincount(true[known] * classes + found[known], minlength=classes**2).reshape(classes, classes)
+        both += np.bincount(true[known] * classes + found[known], minlength=classes**2).reshape(
+            classes, classes
+        )
     intersection, union = np.diag(both), both.sum(0) + both.sum(1) - np.diag(both)
     if not union.any():
         raise ValueError("mean_iou: no annotated pixel")

@@ -37,7 +37,9 @@ class TileCheck(layers.Layer):
         smallest, multiple = _smallest(self.depth, self.padding), 2**self.depth
         beyond = tf.shape(images)[1:3] - smallest
         legal = tf.reduce_all((beyond >= 0) & (beyond % multiple == 0))
-        message = f"U-Net: illegal tile; sides must be {smallest} or a multiple of {multiple} pixels more. Got"
+        message = (
+            f"U-Net: illegal tile; sides must be {smallest} or a multiple of {multiple} pixels more. Got"
+        )
         with tf.control_dependencies([tf.debugging.Assert(legal, [message, tf.shape(images)])]):
             return tf.identity(images)
 
@@ -66,7 +68,16 @@ class UNet(keras.Model):
         name: str = "unet",
     ) -> None:
         _check_arguments(
-            input_channels, classes, depth, base_channels, padding, normalization, dropout, activation, class_names, rotations
+            input_channels,
+            classes,
+            depth,
+            base_channels,
+            padding,
+            normalization,
+            dropout,
+            activation,
+            class_names,
+            rotations,
         )
         image, probabilities = _graph(
             input_channels, classes, depth, base_channels, padding, normalization, dropout, activation
@@ -124,7 +135,9 @@ class UNet(keras.Model):
         [B, h, w] (optional). Returns {"loss": scalar}.
         """
         logits = self._logits(batch["image"], training=training)
-        loss = losses.weighted_crossentropy(batch["label"], logits, batch.get("weight"), activation=self.activation)
+        loss = losses.weighted_crossentropy(
+            batch["label"], logits, batch.get("weight"), activation=self.activation
+        )
         return {"loss": loss}
 
     def optimize(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -261,7 +274,16 @@ def _legal_sizes(size: int, depth: int, padding: str) -> tuple[int | None, int]:
 
 
 def _check_arguments(
-    input_channels, classes, depth, base_channels, padding, normalization, dropout, activation, class_names, rotations
+    input_channels,
+    classes,
+    depth,
+    base_channels,
+    padding,
+    normalization,
+    dropout,
+    activation,
+    class_names,
+    rotations,
 ) -> None:
     for field, value in (
         ("input_channels", input_channels),
@@ -283,7 +305,9 @@ def _check_arguments(
     if not 0 <= dropout < 1:
         raise ValueError(f"unet: dropout must be in [0, 1), got {dropout!r}")
     if activation == "softmax" and classes < 2:
-        raise ValueError("unet: a soft-max needs classes >= 2 (background is one of them); or use activation='sigmoid'")
+        raise ValueError(
+            "unet: a soft-max needs classes >= 2 (background is one of them); or use activation='sigmoid'"
+        )
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"unet: {len(class_names)} class_names for classes={classes}")
 

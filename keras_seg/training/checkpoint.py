@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ STATE = "state.json"
 def save(path: str | Path, model: keras.Model, state: dict[str, Any]) -> None:
     """Writes all variables of a compiled model (weights, optimizer, seed generators) and `state`, JSON data, to one
     `.npz` file, atomically. OSError if it cannot be written."""
-    arrays = {f"{index:04d}": np.asarray(variable) for index, variable in enumerate(_variables(model))}
-
+    variables = _named_variables(model)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(STATE, json.dumps({**state, "paths": [v.path for v in _variables(model)]}))
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
+        archive.writestr(STATE, json.dumps({**state, "variables": list(variables)}))
+        for name, variable in variables.items():
+            with archive.open(_entry(name), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(variable), allow_pickle=False)
 
 
 def restore(path: str | Path, model: keras.Model) -> dict[str, Any]:
@@ -33,30 +33,42 @@ def restore(path: str | Path, model: keras.Model) -> dict[str, Any]:
 
     ValueError if the file is damaged or belongs to another model or optimizer; then the model is unchanged.
     """
-    variables = _variables(model)
+    variables = _named_variables(model)
+    arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             state = json.loads(archive.read(STATE))
-            arrays = []
-            for index in range(len(state["paths"])):
-                with archive.open(f"{index:04d}.npy") as file:
-                    arrays.append(np.lib.format.read_array(file, allow_pickle=False))
+            for name in state.pop("variables"):
+                with archive.open(_entry(name)) as file:
+                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: damaged, or no checkpoint of keras_seg ({error})") from error
-    expected = [(v.path, tuple(v.shape)) for v in variables]
-    found = [(name, array.shape) for name, array in zip(state["paths"], arrays, strict=True)]
-    for ours, theirs in zip(expected, found, strict=False):
-        if ours != theirs:
-            raise ValueError(f"{path}: of another model: it has {theirs[0]} {theirs[1]}, expected {ours[0]} {ours[1]}")
-    if len(expected) != len(found):
-        raise ValueError(f"{path}: of another model: it has {len(found)} variables, expected {len(expected)}")
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)
-    del state["paths"]
+    expected = {f"{name} {tuple(v.shape)}" for name, v in variables.items()}
+    found = {f"{name} {array.shape}" for name, array in arrays.items()}
+    if expected != found:
+        missing, unknown = (
+            ", ".join(sorted(s)[:3]) or "nothing" for s in (expected - found, found - expected)
+        )
+        raise ValueError(
+            f"{path}: of another model or optimizer: lacks {missing}; has, unknown here, {unknown}"
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
     return state
 
 
-def _variables(model: keras.Model) -> list[keras.Variable]:
-    # `variables` holds the seed generators' states too, `weights` does not; metrics are left out
+def _entry(name: str) -> str:
+    return f"{name.partition(' ')[0]}.npy"
+
+
+def _named_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """All variables under names that are the same in every process (Keras numbers optimizers and seed generators)."""
     metrics = {id(v) for metric in model.metrics for v in metric.variables}
-    return [v for v in model.variables if id(v) not in metrics] + list(model.optimizer.variables)
+    # `variables` holds the seed generators' states too, `weights` does not
+    own = [v for v in model.variables if id(v) not in metrics]
+    named = {
+        f"{k:04d} {re.sub('seed_generator_[0-9]+', 'seed_generator', v.path)}": v for k, v in enumerate(own)
+    }
+    for k, v in enumerate(model.optimizer.variables, start=len(own)):
+        named[f"{k:04d} optimizer/{v.path.partition('/')[2]}"] = v
+    return named

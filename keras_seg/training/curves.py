@@ -24,7 +24,9 @@ def plot_history(path: str | Path, history: list[dict[str, float]], title: str =
     from matplotlib.figure import Figure
 
     keys = sorted({key for record in history for key in record} - {"step", "learning_rate"})
-    groups = [[key for key in keys if key.endswith("loss")]] + [[key] for key in keys if not key.endswith("loss")]
+    groups = [[key for key in keys if key.endswith("loss")]] + [
+        [key] for key in keys if not key.endswith("loss")
+    ]
     groups = [group for group in groups if group]
     figure = Figure(figsize=(4.2 * max(1, len(groups)), 3.4), layout="constrained")
     FigureCanvasAgg(figure)

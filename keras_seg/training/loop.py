@@ -91,7 +91,9 @@ def run(
             history.append({"step": step, "loss": float(np.mean(recent))})
             speed = (step - began_at) / (time.monotonic() - began)
             left = (steps - step) / speed / 60
-            say(f"step {step}/{steps}  loss {history[-1]['loss']:.4f}  {speed:.2f} steps/s  {left:.0f} min left")
+            say(
+                f"step {step}/{steps}  loss {history[-1]['loss']:.4f}  {speed:.2f} steps/s  {left:.0f} min left"
+            )
             recent = []
         if evaluate and (step % evaluate_every == 0 or step == steps):
             figures = {name: float(value) for name, value in evaluate(model).items()}
@@ -103,11 +105,15 @@ def run(
     return history
 
 
-def _keep_best(model, output: Path, figures: dict, best: dict | None, step: int, select: tuple[str, str], say) -> dict:
+def _keep_best(
+    model, output: Path, figures: dict, best: dict | None, step: int, select: tuple[str, str], say
+) -> dict:
     name, mode = select
     if name not in figures:
         raise ValueError(f"select: no figure {name!r}; the evaluation gives {', '.join(sorted(figures))}")
-    better = best is None or (figures[name] < best["value"] if mode == "min" else figures[name] > best["value"])
+    better = best is None or (
+        figures[name] < best["value"] if mode == "min" else figures[name] > best["value"]
+    )
     shown = "  ".join(f"{key} {value:.4f}" for key, value in sorted(figures.items()))
     say(f"step {step}  {shown}{'  (best)' if better else ''}")
     if not better:
@@ -119,8 +125,16 @@ def _keep_best(model, output: Path, figures: dict, best: dict | None, step: int,
 def _describe(step: int, terms: dict, batch: dict, sample_names: Sequence[str], path: Path) -> str:
     wrong = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
     images = batch["sample"].numpy().tolist() if "sample" in batch else []
-    names = ", ".join(sample_names[index] for index in images if index < len(sample_names)) or "unknown images"
-    kept = f"the last checkpoint, {path}, is from before" if path.exists() else "no checkpoint was written yet"
-    finite = all(bool(tf.reduce_all(tf.math.is_finite(batch[key]))) for key in ("image", "weight") if key in batch)
-    hint = "lower the learning rate or lengthen the warm-up" if finite else "the batch itself holds such values"
+    names = (
+        ", ".join(sample_names[index] for index in images if index < len(sample_names)) or "unknown images"
+    )
+    kept = (
+        f"the last checkpoint, {path}, is from before" if path.exists() else "no checkpoint was written yet"
+    )
+    finite = all(
+        bool(tf.reduce_all(tf.math.is_finite(batch[key]))) for key in ("image", "weight") if key in batch
+    )
+    hint = (
+        "lower the learning rate or lengthen the warm-up" if finite else "the batch itself holds such values"
+    )
     return f"{wrong} at step {step}, in the batch of tiles from {names}; {hint}. {kept}."

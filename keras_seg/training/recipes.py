@@ -14,9 +14,9 @@ from keras_seg.data.folder import read as read_folder
 from keras_seg.data.isbi import read as read_isbi
 from keras_seg.data.sample import Sample
 from keras_seg.data.tiles import tile_dataset
+from keras_seg.metrics import cell_tracking as cell_tracking_metrics
 from keras_seg.metrics import isbi as isbi_metrics
 from keras_seg.metrics.iou import mean_iou
-from keras_seg.metrics import cell_tracking as cell_tracking_metrics
 from keras_seg.models import UNet, unet
 from keras_seg.recipe import Recipe, load_recipe
 from keras_seg.segment import instances, segment
@@ -139,7 +139,9 @@ def evaluate(
         figures |= {name: scores[name] for name in metrics}
     elif recipe.data.reader == "cell_tracking":
         found = [instances(probability[..., 1]) for probability in probabilities]
-        figures["seg"] = cell_tracking_metrics.seg(found, [np.maximum(s.instances, 0) for s in samples])["SEG"]
+        figures["seg"] = cell_tracking_metrics.seg(found, [np.maximum(s.instances, 0) for s in samples])[
+            "SEG"
+        ]
     else:
         classes = [probability.argmax(-1) for probability in probabilities]
         figures["mean_iou"] = mean_iou(classes, [sample.label for sample in samples], model.classes)

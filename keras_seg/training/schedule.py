@@ -19,7 +19,9 @@ class WarmupThenDecay(keras.optimizers.schedules.LearningRateSchedule):
     part of `steps`, 0 to 1, taken by the decay.
     """
 
-    def __init__(self, learning_rate: float, steps: int, warmup_steps: int = 0, decay_fraction: float = 0.0) -> None:
+    def __init__(
+        self, learning_rate: float, steps: int, warmup_steps: int = 0, decay_fraction: float = 0.0
+    ) -> None:
         self.learning_rate, self.steps = learning_rate, steps
         self.warmup_steps, self.decay_fraction = warmup_steps, decay_fraction
 

@@ -52,7 +52,9 @@ def test_node_displacements_have_ten_pixels_standard_deviation():
     size, options = 33, only(elastic_sigma=10.0)
     still = random_coordinates(size, size, size, SEED, NO_AUGMENTATION).numpy()
     nodes = [
-        (random_coordinates(size, size, size, tf.constant([k, 0]), options).numpy() - still)[:: size // 2, :: size // 2]
+        (random_coordinates(size, size, size, tf.constant([k, 0]), options).numpy() - still)[
+            :: size // 2, :: size // 2
+        ]
         for k in range(80)
     ]
     nodes = np.array(nodes)
@@ -69,7 +71,9 @@ def test_without_augmentation_a_tile_is_the_centre_of_the_image():
         coordinates = random_coordinates(30, 41, size, SEED, NO_AUGMENTATION)
         tile = sample_bicubic(tf.constant(image), coordinates).numpy()
         best = min(
-            np.abs(tile - image[y : y + size, x : x + size]).max() for y in (top, top + 1) for x in (left - 1, left, left + 1)
+            np.abs(tile - image[y : y + size, x : x + size]).max()
+            for y in (top, top + 1)
+            for x in (left - 1, left, left + 1)
         )
         assert best == 0
 
@@ -108,14 +112,19 @@ def test_rotation_keeps_distances_and_turns_by_all_angles():
 def test_flips_mirror_about_half_of_the_tiles():
     mirrored = [
         np.linalg.det([c[1, 0] - c[0, 0], c[0, 1] - c[0, 0]]) < 0
-        for c in (random_coordinates(20, 20, 4, tf.constant([k, 2]), only(flips=True)).numpy() for k in range(100))
+        for c in (
+            random_coordinates(20, 20, 4, tf.constant([k, 2]), only(flips=True)).numpy() for k in range(100)
+        )
     ]
     assert 30 < sum(mirrored) < 70
 
 
 def test_shift_reaches_every_part_of_the_image():
     centres = np.array(
-        [random_coordinates(40, 80, 5, tf.constant([k, 3]), only(shift=True)).numpy()[2, 2] for k in range(120)]
+        [
+            random_coordinates(40, 80, 5, tf.constant([k, 3]), only(shift=True)).numpy()[2, 2]
+            for k in range(120)
+        ]
     )
     assert centres.min() >= 0 and centres[:, 0].max() < 40 and centres[:, 1].max() < 80
     assert np.histogram2d(*centres.T, bins=2, range=[(0, 40), (0, 80)])[0].min() > 15
@@ -125,7 +134,9 @@ def test_shift_reaches_every_part_of_the_image():
 def test_scale_zooms_within_its_limits():
     zooms = [
         np.linalg.norm(c[0, 1] - c[0, 0])
-        for c in (random_coordinates(20, 20, 4, tf.constant([k, 4]), only(scale=0.5)).numpy() for k in range(100))
+        for c in (
+            random_coordinates(20, 20, 4, tf.constant([k, 4]), only(scale=0.5)).numpy() for k in range(100)
+        )
     ]
     assert 1 / 1.5 - 1e-3 <= min(zooms) < 0.8 and 1.2 < max(zooms) <= 1.5 + 1e-3
 
@@ -145,10 +156,16 @@ def test_grey_values_vary_within_their_limits():
     image = tf.constant(np.random.default_rng(0).uniform(60, 200, (16, 16, 1)).astype(np.float32))
     unchanged = vary_grey_values(image, SEED, NO_AUGMENTATION)
     np.testing.assert_array_equal(unchanged, image)
-    shifts = [float(tf.reduce_mean(vary_grey_values(image, (k, 0), only(brightness=20.0)) - image)) for k in range(50)]
+    shifts = [
+        float(tf.reduce_mean(vary_grey_values(image, (k, 0), only(brightness=20.0)) - image))
+        for k in range(50)
+    ]
     assert -20 <= min(shifts) < -10 and 10 < max(shifts) <= 20
     ratios = [
-        float(tf.math.reduce_std(vary_grey_values(image, (k, 0), only(contrast=0.2))) / tf.math.reduce_std(image))
+        float(
+            tf.math.reduce_std(vary_grey_values(image, (k, 0), only(contrast=0.2)))
+            / tf.math.reduce_std(image)
+        )
         for k in range(50)
     ]
     assert 0.79 < min(ratios) < 0.9 and 1.1 < max(ratios) < 1.21

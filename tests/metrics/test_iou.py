@@ -16,7 +16,11 @@ def test_by_hand():
 @pytest.mark.parametrize(
     ("found", "label", "message"),
     [
-        ([np.zeros((2, 2), int)], [np.zeros((2, 3), int)], r"image 0: prediction \(2, 2\) and label \(2, 3\)"),
+        (
+            [np.zeros((2, 2), int)],
+            [np.zeros((2, 3), int)],
+            r"image 0: prediction \(2, 2\) and label \(2, 3\)",
+        ),
         ([np.full((2, 2), 5)], [np.zeros((2, 2), int)], "prediction has classes outside 0 … 1"),
         ([np.zeros((2, 2), int)], [np.full((2, 2), 7)], "label has classes outside 0 … 1"),
         ([np.zeros((2, 2), int)], [np.full((2, 2), -1)], "no annotated pixel"),

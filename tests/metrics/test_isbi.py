@@ -175,10 +175,8 @@ def flood(mask: np.ndarray) -> np.ndarray:
     """4-connected components by walking from pixel to pixel."""
     ids = {(row, column): 0 for row, column in np.argwhere(mask).tolist()}
     count = 0
-    for start in ids:
-        if ids[start]:
-            continue
-        count += 1
+    for start in list(ids):
+        count += ids[start] == 0
         walk = [start]
         while walk:
             row, column = here = walk.pop()

@@ -68,7 +68,7 @@ def test_a_run_learns_and_writes_its_files(tmp_path):
         rows = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in rows] == losses
     picture = Image.open(tmp_path / "run" / loop.CURVES)
-    assert picture.width > 300 and len(set(picture.convert("L").getdata())) > 10
+    assert picture.width > 300 and np.unique(np.asarray(picture.convert("L"))).size > 10
 
 
 def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(tmp_path):
@@ -77,7 +77,9 @@ def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(tmp_path):
     again = model()
     parts = run(tmp_path / "parts", network=again, resume=True)
     assert parts == whole
-    for a, b in zip(checkpoint_arrays(tmp_path / "whole"), checkpoint_arrays(tmp_path / "parts"), strict=True):
+    for a, b in zip(
+        checkpoint_arrays(tmp_path / "whole"), checkpoint_arrays(tmp_path / "parts"), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -121,8 +123,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):
 
         return batches(start).take(6 - start).concatenate(batches(6).map(poison))
 
-    with pytest.raises(NonFiniteLoss, match=r"loss = nan at step 7, in the batch of tiles from image \d, image \d") as caught:
-        loop.run(model(), poisoned, tmp_path, steps=12, checkpoint_every=4, say=lambda line: None)
+    message = r"loss = nan at step 7, in the batch of tiles from image \d, image \d"
+    with pytest.raises(NonFiniteLoss, match=message) as caught:
+        names = [sample.name for sample in samples()]
+        loop.run(
+            model(),
+            poisoned,
+            tmp_path,
+            steps=12,
+            checkpoint_every=4,
+            sample_names=names,
+            say=lambda line: None,
+        )
     assert "the batch itself holds such values" in str(caught.value)
     assert "checkpoint.npz, is from before" in str(caught.value)
     network = model()
@@ -208,7 +220,10 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     path.write_bytes(content)
     other = unet(depth=1, base_channels=4, padding="same", normalization="batch")
     other.compile(optimizer="adamw")
-    with pytest.raises(ValueError, match=r"checkpoint.npz: of another model: it has .*expected"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint.npz: of another model or optimizer: lacks .*enc1_conv1/kernel \(3, 3, 1, 4\)",
+    ):
         run(tmp_path, network=other, resume=True)
 
 

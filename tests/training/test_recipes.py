@@ -45,7 +45,9 @@ def cells(size=64, seed=0):
 
 def test_isbi_improves_on_real_slices(shared, tmp_path):
     isbi = recipe(
-        {"reader": "isbi", "train_slices": "0-1", "validation_slices": "20", "tile": 64}, "pixel_error", steps=60
+        {"reader": "isbi", "train_slices": "0-1", "validation_slices": "20", "tile": 64},
+        "pixel_error",
+        steps=60,
     )
     lines = []
     model = train(isbi, shared / "data/isbi2012", tmp_path / "run", say=lines.append)
@@ -88,7 +90,9 @@ def test_folders_with_three_classes(tmp_path):
         for k in range(2):
             image, labels = cells(seed=k)
             kinds = np.where(labels == 0, 0, np.where(labels <= 2, 100, 200)).astype(np.uint8)
-            Image.fromarray(np.where(kinds == 200, 255, image).astype(np.uint8)).save(tmp_path / part / f"images/{k}.png")
+            Image.fromarray(np.where(kinds == 200, 255, image).astype(np.uint8)).save(
+                tmp_path / part / f"images/{k}.png"
+            )
             Image.fromarray(kinds).save(tmp_path / part / f"masks/{k}.png")
     data = {
         "reader": "folder",

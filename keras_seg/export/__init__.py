@@ -1,0 +1,5 @@
+"""Models in the formats in which they are deployed."""
+
+from keras_seg.export.saved_model import saved_model
+
+__all__ = ["saved_model"]
