@@ -18,7 +18,11 @@ TILES = ((256, 256), (572, 388))  # side of the input, side of the labels
 
 def measure(rounds: int = 5, tiles: int = 40) -> dict:
     """{"weight_map": seconds of both and their ratio, "tiles": [{"tile", "output_tile", "per_second"}]}."""
-    return {"weight_map": measure_weight_map(rounds), "tiles": [measure_tiles(*sides, tiles) for sides in TILES]}
+    labels = cells()
+    return {
+        "weight_map": measure_weight_map(labels, rounds),
+        "tiles": [measure_tiles(*sides, tiles, labels) for sides in TILES],
+    }
 
 
 def cells(side: int = SIDE, count: int = CELLS) -> np.ndarray:
@@ -41,8 +45,7 @@ def direct_weight_map(labels: np.ndarray, w0: float = 10.0, sigma: float = 5.0) 
     return balance[(labels > 0).astype(int)] + w0 * np.exp(-((first + second) ** 2) / (2 * sigma**2))
 
 
-def measure_weight_map(rounds: int) -> dict:
-    labels = cells()
+def measure_weight_map(labels: np.ndarray, rounds: int) -> dict:
     ours, direct = [], []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -57,11 +60,9 @@ def measure_weight_map(rounds: int) -> dict:
     return {"seconds": statistics.median(ours), "direct_seconds": statistics.median(direct), "ratio": ratio}
 
 
-def measure_tiles(tile: int, output_tile: int, count: int) -> dict:
-    """Tiles per second with all augmentations, from images of 512x512, after a first few."""
-    random = np.random.default_rng(0)
-    labels = cells()
-    image = random.uniform(0, 255, (SIDE, SIDE, 1)).astype(np.float32)
+def measure_tiles(tile: int, output_tile: int, count: int, labels: np.ndarray) -> dict:
+    """Tiles per second with all augmentations, from an image of the labels' size, after a first few."""
+    image = np.random.default_rng(0).uniform(0, 255, (*labels.shape, 1)).astype(np.float32)
     sample = Sample("random", image, (labels > 0).astype(np.int32), weight_map(labels), labels)
     batches = iter(tile_dataset([sample], tile=tile, output_tile=output_tile))
     for _ in range(8):

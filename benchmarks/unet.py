@@ -29,7 +29,8 @@ PYTORCH = {  # name in the table: setting of unet_pytorch.py
     "PyTorch, channels_last": "channels_last",
     "PyTorch, channels_last and compiled": "compiled",
 }
-TOLERANCE = 1e-3  # of logarithms, gradients' norms and probabilities: relative to their largest
+TOLERANCE = 1e-3  # of probabilities, the loss and the norms of gradients, relative to the largest
+MATRIX = 2048  # side of the matrices whose product gives the peak
 REST = 0.3  # seconds between two turns, in which the threads of the last one stop spinning
 
 
@@ -65,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     torch_python = torch_environment()
 
-    results = {"date": date.today().isoformat(), "machine": machine(args.threads), "versions": {}, "tables": {}}
+    results = {"date": date.today().isoformat(), "machine": machine(args.threads), "tables": {}}
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.npz"
         forward_flops = write_inputs(inputs, args.size, args.base_channels)
@@ -74,9 +75,8 @@ def main() -> None:
             if not rounds:
                 continue
             flops = forward_flops * (1 if task == "inference" else 3)  # backward: to the inputs, and to the weights
-            results["tables"][task] = compare(
-                task, rounds, flops, contestants, torch_python, inputs, args.threads, results
-            )
+            table = compare(task, rounds, flops, contestants, torch_python, inputs, args.threads)
+            results["tables"][task] = table
     results["data"] = data_path.measure()
     text = report(results, args)
     print(text)
@@ -118,32 +118,27 @@ def write_inputs(path: Path, size: int, base_channels: int, depth: int = 4) -> f
 
 
 def compare(
-    task: str, rounds: int, flops: float, contestants: list[str], torch_python: Path, inputs: Path, threads: int,
-    results: dict,
-) -> dict:  # fmt: skip
-    """One table: {contestant: {"seconds", "spread", "MiB", "GFLOP/s"}, "matmul GFLOP/s": the peak}."""
+    task: str, rounds: int, flops: float, contestants: list[str], torch_python: Path, inputs: Path, threads: int
+) -> dict:
+    """One table: {"flops", "peak_flops": of a matrix product, "contestants": {name: its version and figures}}.
+
+    RuntimeError if a contestant's process ends, or its results are not those of keras_seg.
+    """
+    names = (OURS, *contestants)
+    outputs = [inputs.with_name(f"{task}_{position}.npz") for position in range(len(names))]
     workers = []
-    for name in (OURS, *contestants):
-        program = (
-            [sys.executable, HERE / "unet_keras_seg.py", task]
-            if name == OURS
-            else [torch_python, HERE / "unet_pytorch.py", task, PYTORCH[name]]
-        )
-        outputs = inputs.with_name(f"{len(workers)}.npz")
-        options = ["--inputs", inputs, "--outputs", outputs, "--threads", str(threads)]
-        pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        workers.append(Worker(name, subprocess.Popen([*program, *options], **pipe)))
+    for name, output in zip(names, outputs, strict=True):
+        ours = [sys.executable, HERE / "unet_keras_seg.py", task]
+        program = ours if name == OURS else [torch_python, HERE / "unet_pytorch.py", task, PYTORCH[name]]
+        options = ["--inputs", inputs, "--outputs", output, "--threads", str(threads), "--matrix", str(MATRIX)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers.append(Worker(name, subprocess.Popen([*program, *options], **pipes)))
     say(f"{task}: comparing the results")
-    expected = None
-    for position, worker in enumerate(workers):
-        results["versions"][worker.name] = worker.ask("version")["result"]
+    for worker, output in zip(workers, outputs, strict=True):
         worker.ask("check")
-        outputs = dict(np.load(inputs.with_name(f"{position}.npz")))
-        expected = expected or outputs
-        check_equal(worker.name, outputs, expected)
+        check_equal(worker.name, dict(np.load(output)), dict(np.load(outputs[0])))
         worker.ask("run")
-    matrix = 2 * 2048**3
-    seconds = {worker.name: [] for worker in workers}
+    seconds = {name: [] for name in names}
     peak = 0.0
     for turn in range(rounds):
         say(f"{task}: round {turn + 1} of {rounds}")
@@ -152,15 +147,16 @@ def compare(
             seconds[worker.name].append(worker.ask("run")["seconds"])
         for worker in workers[:2]:
             time.sleep(REST)
-            peak = max(peak, matrix / worker.ask("matmul")["seconds"])
+            peak = max(peak, 2 * MATRIX**3 / worker.ask("matmul")["seconds"])
     table = {}
     for worker in workers:
-        median = statistics.median(seconds[worker.name])
         table[worker.name] = {
-            "seconds": median,
-            "all_seconds": seconds[worker.name],
+            "version": worker.ask("version")["result"],
+            "seconds": seconds[worker.name],
+            # the median of the rounds' ratios: within a round the machine is the same
+            "ratio": statistics.median(b / a for a, b in zip(seconds[OURS], seconds[worker.name], strict=True)),
+            "share_of_peak": flops / statistics.median(seconds[worker.name]) / peak,
             "MiB": worker.ask("memory")["result"],
-            "share_of_peak": flops / median / peak,
         }
         worker.close()
     return {"flops": flops, "peak_flops": peak, "contestants": table}
@@ -190,28 +186,30 @@ def machine(threads: int) -> dict:
 
 def report(results: dict, args: argparse.Namespace) -> str:
     """The tables as Markdown."""
-    about, lines = results["machine"], []
-    lines.append(
-        f"{results['date']}, {about['cpu']}, {about['cores']} cores, {about['threads']} threads, "
-        f"{' '.join(about['instruction_sets'])}. {'; '.join(dict.fromkeys(results['versions'].values()))}."
+    about = results["machine"]
+    versions = [row["version"] for table in results["tables"].values() for row in table["contestants"].values()]
+    machine_line = (
+        f"{results['date']}, {about['cpu']}, {about['cores']} cores ({about['threads']} threads used), "
+        f"{' '.join(about['instruction_sets'])}. {'; '.join(dict.fromkeys(versions))}."
     )
-    for task, comparison in results["tables"].items():
-        what = "Inference" if task == "inference" else "One training step"
+    lines = [machine_line]
+    for task, table in results["tables"].items():
+        title = (
+            f"{'Inference' if task == 'inference' else 'One training step'}, {args.size}x{args.size}, batch 1, "
+            f"{args.base_channels} base channels: {table['flops'] / 1e9:.1f} GFLOP; "
+            f"matrix peak {table['peak_flops'] / 1e9:.0f} GFLOP/s."
+        )
         lines += [
             "",
-            f"{what}, {args.size}x{args.size}, batch 1, {args.base_channels} base channels: "
-            f"{comparison['flops'] / 1e9:.0f} GFLOP; matrix peak {comparison['peak_flops'] / 1e9:.0f} GFLOP/s.",
+            title,
             "",
-            "| | seconds (median; range) | keras_seg is faster by | share of matrix peak | peak memory, MiB |",
+            "| | seconds: median (range) | its time over keras_seg's | share of the peak | peak memory, MiB |",
             "|---|---|---|---|---|",
         ]
-        ours = comparison["contestants"][OURS]["all_seconds"]
-        for name, row in comparison["contestants"].items():
-            # the median of the rounds' ratios: within a round the machine is the same
-            ratio = statistics.median(b / a for a, b in zip(ours, row["all_seconds"], strict=True))
-            low, high = min(row["all_seconds"]), max(row["all_seconds"])
+        for name, row in table["contestants"].items():
+            median, low, high = statistics.median(row["seconds"]), min(row["seconds"]), max(row["seconds"])
             lines.append(
-                f"| {name} | {row['seconds']:.2f} ({low:.2f}-{high:.2f}) | {ratio:.2f}x "
+                f"| {name} | {median:.2f} ({low:.2f}-{high:.2f}) | {row['ratio']:.2f} "
                 f"| {row['share_of_peak']:.0%} | {row['MiB']:.0f} |"
             )
     return "\n".join([*lines, "", data_path.report(results["data"]), ""])

@@ -16,8 +16,6 @@ from worker import serve
 from keras_seg import overlap_tile
 from keras_seg.models import unet
 
-MATRIX = 2048
-
 
 def build(base_channels: int, depth: int) -> keras.Model:
     """The paper's network with its own initialisation from a fixed seed, and small biases so that they count."""
@@ -52,35 +50,42 @@ def main() -> None:
     parser.add_argument("--inputs", help=".npz with weights, image, label and weight", required=True)
     parser.add_argument("--outputs", help=".npz to write what is compared", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--matrix", help="side of the matrices to multiply", type=int, required=True)
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
-    inputs = np.load(args.inputs)
+    inputs = dict(np.load(args.inputs))
     model = build(int(inputs["base_channels"]), int(inputs["depth"]))
     batch = {name: tf.constant(inputs[name]) for name in ("image", "label", "weight")}
     model.compile(keras.optimizers.SGD(float(inputs["learning_rate"]), momentum=0.99))
     model.optimizer.build(model.trainable_variables)
     predict, train_step = overlap_tile._compiled(model), tf.function(model.train_step)
 
+    @tf.function
+    def loss_and_gradients() -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            loss = model.compute_losses(batch)["loss"]
+        return loss, tape.gradient(loss, model.trainable_variables)
+
     def check() -> None:
         """Writes the probabilities, or the loss and the gradients' norms, both without drop-out."""
         if args.task == "inference":
             np.savez(args.outputs, probabilities=predict(inputs["image"]))
             return
-        with tf.GradientTape() as tape:
-            loss = model.compute_losses(batch)["loss"]
-        gradients = tape.gradient(loss, model.trainable_variables)
+        loss, gradients = loss_and_gradients()
         norms = {v.path: float(tf.norm(g)) for v, g in zip(model.trainable_variables, gradients, strict=True)}
         np.savez(args.outputs, loss=float(loss), **{name: n for name, n in norms.items() if name.endswith("kernel")})
 
-    left, right = tf.random.normal((MATRIX, MATRIX)), tf.random.normal((MATRIX, MATRIX))
+    left, right = tf.random.normal((args.matrix, args.matrix)), tf.random.normal((args.matrix, args.matrix))
     product = tf.function(lambda: tf.matmul(left, right))
-    if args.task == "inference":
-        image = inputs["image"]
-        run = lambda: predict(image) is None  # noqa: E731
-    else:
-        run = lambda: float(train_step(batch)["loss"])  # noqa: E731
+
+    def run() -> None:
+        if args.task == "inference":
+            predict(inputs["image"])
+        else:
+            float(train_step(batch)["loss"])
+
     serve({
         "version": lambda: f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "check": check,

@@ -11,7 +11,6 @@ from torch.nn import functional
 from worker import serve
 
 SETTINGS = ("plain", "channels_last", "compiled")
-MATRIX = 2048
 
 
 class UNet(nn.Module):
@@ -73,10 +72,11 @@ def main() -> None:
     parser.add_argument("--inputs", help=".npz with weights, image, label and weight", required=True)
     parser.add_argument("--outputs", help=".npz to write what is compared", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--matrix", help="side of the matrices to multiply", type=int, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    inputs = np.load(args.inputs)
+    inputs = dict(np.load(args.inputs))
     model = UNet(int(inputs["base_channels"]), int(inputs["depth"]))
     model.load({name.removeprefix("weights/"): inputs[name] for name in inputs if name.startswith("weights/")})
     image = torch.from_numpy(inputs["image"]).permute(0, 3, 1, 2).contiguous()
@@ -112,7 +112,7 @@ def main() -> None:
         model.train()
         np.savez(args.outputs, loss=loss, **norms)
 
-    left, right = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
+    left, right = torch.randn(args.matrix, args.matrix), torch.randn(args.matrix, args.matrix)
     run = (lambda: predict() is None) if args.task == "inference" else train
     serve({
         "version": lambda: f"PyTorch {torch.__version__}",

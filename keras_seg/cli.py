@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 import keras_seg
+from keras_seg.recipe import HIGHER_IS_BETTER
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +45,9 @@ def train(
     name: Name,
     data: DataFolder,
     output: Annotated[Path | None, typer.Option(help="Folder for the run; runs/MODEL if left out.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help='Weights to start from: a .weights.h5 file, or "pretrained".')
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")
     ] = False,
@@ -53,7 +57,8 @@ def train(
     """Train a recipe on your own data."""
     recipe = keras_seg.zoo.show(name)
     output = output or Path("runs") / recipe.name
-    keras_seg.training.train(recipe, data, output, resume=resume, steps=steps, all_data=all_data)
+    options = {"weights": weights, "resume": resume, "steps": steps, "all_data": all_data}
+    keras_seg.training.train(recipe, data, output, **options)
     print(f"the weights are in {output}")
 
 
@@ -88,7 +93,7 @@ def segment(
 def evaluate_model(name: Name, data: DataFolder, weights: WeightsFile = "pretrained") -> None:
     """Score a model on its recipe's validation data and compare with what the recipe expects.
 
-    The exit status is 1 if the figure is outside the recipe's tolerance.
+    The exit status is 1 if the figure is worse than the recipe expects by more than its tolerance.
     """
     from keras_seg.metrics.isbi import METRICS
     from keras_seg.training.recipes import evaluate, read_samples
@@ -108,7 +113,10 @@ def evaluate_model(name: Name, data: DataFolder, weights: WeightsFile = "pretrai
         raise ValueError(
             f"{recipe.name} expects {expected.metric}, which its data do not give: {', '.join(figures)}"
         )
-    met = abs(figures[expected.metric] - expected.value) <= expected.tolerance
+    worse_by = figures[expected.metric] - expected.value
+    if expected.metric in HIGHER_IS_BETTER:
+        worse_by = -worse_by
+    met = worse_by <= expected.tolerance
     verdict = "met" if met else "NOT met"
     print(f"expected {expected.metric} {expected.value:g} ± {expected.tolerance:g}: {verdict}")
     if not met:

@@ -37,6 +37,7 @@ Metric = Literal[
     "seg",
     "mean_iou",
 ]
+HIGHER_IS_BETTER = ("v_rand", "v_info", "seg", "mean_iou")
 # What chooses a member of the unions below: the name of a reader, that of an optimizer.
 _TAGS = ("isbi", "cell_tracking", "folder", "sgd", "adam")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -255,7 +256,7 @@ class Result(Block):
 
 
 class Expect(Block):
-    """What a run of this recipe should reach on its validation data, give or take `tolerance`."""
+    """What a run of this recipe reaches on its validation data; worse by more than `tolerance` is a failure."""
 
     metric: Metric
     value: float

@@ -113,17 +113,19 @@ def test_train_resume_evaluate_export(run, folder):
     assert run("train", "small.yaml", "--data", "data", "--output", "run", "--resume")[::2] == (0, "")
 
     best = ("--weights", "run/best.weights.h5")
+    again = ("train", "small.yaml", "--data", "data", "--output", "again", "--steps", 1)
+    assert run(*again, *best)[0] == 0
+    assert run(*again, "--weights", "none.weights.h5")[0] == 2
     status, out, _ = run("evaluate", "small.yaml", "--data", "data", *best)
     figures = dict(line.split() for line in out.splitlines())
     assert status == 0 and {"rand_error", "pixel_error", "v_rand", "warping_error"} <= set(figures)
 
-    value = float(figures["rand_error"])
-    write_recipe(folder, expect={"metric": "rand_error", "value": value, "tolerance": 0.001})
-    status, out, _ = run("evaluate", "small.yaml", "--data", "data", *best)
-    assert status == 0 and out.strip().endswith("± 0.001: met")
-    write_recipe(folder, expect={"metric": "rand_error", "value": value + 0.1, "tolerance": 0.001})
-    status, out, _ = run("evaluate", "small.yaml", "--data", "data", *best)
-    assert status == 1 and out.strip().endswith("± 0.001: NOT met")
+    for metric, better, worse in (("rand_error", 0.1, -0.1), ("v_rand", -0.1, 0.1)):
+        for change, verdict in ((0, "met"), (better, "met"), (worse, "NOT met")):
+            value = float(figures[metric]) + change
+            write_recipe(folder, expect={"metric": metric, "value": value, "tolerance": 0.001})
+            status, out, _ = run("evaluate", "small.yaml", "--data", "data", *best)
+            assert status == (verdict == "NOT met") and out.strip().endswith(f"± 0.001: {verdict}")
     write_recipe(folder, expect={"metric": "seg", "value": 1, "tolerance": 0.1})
     status, _, error = run("evaluate", "small.yaml", "--data", "data", *best)
     assert status == 2 and "small expects seg, which its data do not give" in error

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_seg import zoo
 from keras_seg.data.augment import Augmentation
 from keras_seg.data.cell_tracking import read as read_cell_tracking
 from keras_seg.data.folder import read as read_folder
@@ -17,7 +18,7 @@ from keras_seg.data.tiles import tile_dataset
 from keras_seg.metrics import cell_tracking as cell_tracking_metrics
 from keras_seg.metrics import isbi as isbi_metrics
 from keras_seg.metrics.iou import mean_iou
-from keras_seg.models import UNet, unet
+from keras_seg.models import UNet
 from keras_seg.recipe import Recipe, load_recipe
 from keras_seg.segment import instances, segment
 from keras_seg.training import loop
@@ -29,6 +30,7 @@ def train(
     data: str | Path,
     output: str | Path,
     *,
+    weights: str | Path | None = None,
     resume: bool = False,
     steps: int | None = None,
     all_data: bool = False,
@@ -40,6 +42,8 @@ def train(
         recipe: a recipe, or the path of one.
         data: the folder that holds the files which the recipe's `data:` block names.
         output: where checkpoints, weights and learning curves go.
+        weights: where to start from: a file, or "pretrained" for the recipe's own (`zoo.load`); None: from random
+            weights.
         resume: go on from the checkpoint in `output`.
         steps: instead of the recipe's number of steps.
         all_data: train on the validation part as well, and choose nothing: the weights are those of the last step.
@@ -53,7 +57,7 @@ def train(
         training, validation = training + validation, []
     steps = recipe.training.steps if steps is None else steps
     keras.utils.set_random_seed(recipe.training.seed)
-    model = unet(**recipe.model.arguments())
+    model = zoo.load(recipe, weights)
     model.compile(optimizer=_optimizer(recipe, steps))
 
     def batches(start: int):

@@ -63,7 +63,7 @@ def test_the_folder_is_all_that_is_left_and_readable(exported):
 def test_different_numbers_are_refused(model, tmp_path, monkeypatch):
     def other(path):
         broken = unet(2, 3, depth=2, base_channels=2, padding="same")
-        result = lambda image: {"probabilities": broken(image)}  # noqa: E731
+        result = lambda image: {"probabilities": broken(image)}
         return type("Loaded", (), {"signatures": {"serving_default": result}})
 
     monkeypatch.setattr("tensorflow.saved_model.load", other)
