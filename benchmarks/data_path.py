@@ -55,7 +55,9 @@ def measure_weight_map(labels: np.ndarray, rounds: int) -> dict:
         expected = direct_weight_map(labels)
         direct.append(time.perf_counter() - began)
     if not np.array_equal(weights, expected.astype(np.float32)):
-        raise RuntimeError(f"weight_map differs by {np.abs(weights - expected).max():.1e} from the direct computation")
+        raise RuntimeError(
+            f"weight_map differs by {np.abs(weights - expected).max():.1e} from the direct computation"
+        )
     ratio = statistics.median(b / a for a, b in zip(ours, direct, strict=True))
     return {"seconds": statistics.median(ours), "direct_seconds": statistics.median(direct), "ratio": ratio}
 
@@ -77,7 +79,8 @@ def report(results: dict) -> str:
     """The figures as Markdown."""
     weights = results["weight_map"]
     tiles = "; ".join(
-        f"{row['tile']} px (labels {row['output_tile']} px): {row['per_second']:.1f}" for row in results["tiles"]
+        f"{row['tile']} px (labels {row['output_tile']} px): {row['per_second']:.1f}"
+        for row in results["tiles"]
     )
     return (
         f"`weight_map`, {CELLS} cells on {SIDE}x{SIDE}: {weights['seconds']:.3f} s; one distance transform a cell "

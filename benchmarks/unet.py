@@ -56,13 +56,17 @@ class Worker:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant in inference; 0: none")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="turns of each contestant in inference; 0: none"
+    )
     parser.add_argument("--training-rounds", type=int, default=5, help="the same in training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=572, help="side of the input")
     parser.add_argument("--base-channels", type=int, default=64)
     parser.add_argument("--only", nargs="*", help=f"leave out other contestants of {', '.join(PYTORCH)}")
-    parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of unet.json and unet.md")
+    parser.add_argument(
+        "--output", type=Path, default=HERE / "results", help="folder of unet.json and unet.md"
+    )
     args = parser.parse_args()
     torch_python = torch_environment()
 
@@ -74,7 +78,9 @@ def main() -> None:
             contestants = [n for n in PYTORCH if args.only is None or n in args.only]
             if not rounds:
                 continue
-            flops = forward_flops * (1 if task == "inference" else 3)  # backward: to the inputs, and to the weights
+            flops = forward_flops * (
+                1 if task == "inference" else 3
+            )  # backward: to the inputs, and to the weights
             table = compare(task, rounds, flops, contestants, torch_python, inputs, args.threads)
             results["tables"][task] = table
     results["data"] = data_path.measure()
@@ -89,7 +95,9 @@ def torch_environment() -> Path:
     """The Python of PyTorch's own environment, which is made on first use."""
     python, stamp = TORCH_ENVIRONMENT / "bin/python", TORCH_ENVIRONMENT / "installed"
     if not stamp.exists() or stamp.read_text() != repr(TORCH_REQUIREMENTS):
-        say(f"installing {' and '.join(TORCH_REQUIREMENTS)} into {TORCH_ENVIRONMENT.name} (some minutes, once)")
+        say(
+            f"installing {' and '.join(TORCH_REQUIREMENTS)} into {TORCH_ENVIRONMENT.name} (some minutes, once)"
+        )
         subprocess.run([sys.executable, "-m", "venv", "--clear", TORCH_ENVIRONMENT], check=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *TORCH_REQUIREMENTS], check=True)
@@ -118,7 +126,13 @@ def write_inputs(path: Path, size: int, base_channels: int, depth: int = 4) -> f
 
 
 def compare(
-    task: str, rounds: int, flops: float, contestants: list[str], torch_python: Path, inputs: Path, threads: int
+    task: str,
+    rounds: int,
+    flops: float,
+    contestants: list[str],
+    torch_python: Path,
+    inputs: Path,
+    threads: int,
 ) -> dict:
     """One table: {"flops", "peak_flops": of a matrix product, "contestants": {name: its version and figures}}.
 
@@ -130,7 +144,16 @@ def compare(
     for name, output in zip(names, outputs, strict=True):
         ours = [sys.executable, HERE / "unet_keras_seg.py", task]
         program = ours if name == OURS else [torch_python, HERE / "unet_pytorch.py", task, PYTORCH[name]]
-        options = ["--inputs", inputs, "--outputs", output, "--threads", str(threads), "--matrix", str(MATRIX)]
+        options = [
+            "--inputs",
+            inputs,
+            "--outputs",
+            output,
+            "--threads",
+            str(threads),
+            "--matrix",
+            str(MATRIX),
+        ]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         workers.append(Worker(name, subprocess.Popen([*program, *options], **pipes)))
     say(f"{task}: comparing the results")
@@ -154,7 +177,9 @@ def compare(
             "version": worker.ask("version")["result"],
             "seconds": seconds[worker.name],
             # the median of the rounds' ratios: within a round the machine is the same
-            "ratio": statistics.median(b / a for a, b in zip(seconds[OURS], seconds[worker.name], strict=True)),
+            "ratio": statistics.median(
+                b / a for a, b in zip(seconds[OURS], seconds[worker.name], strict=True)
+            ),
             "share_of_peak": flops / statistics.median(seconds[worker.name]) / peak,
             "MiB": worker.ask("memory")["result"],
         }
@@ -180,14 +205,18 @@ def machine(threads: int) -> dict:
         "cpu": first.get("model name", "unknown"),
         "cores": sum(key.strip() == "processor" for key, _ in fields),
         "threads": threads,
-        "instruction_sets": [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags],
+        "instruction_sets": [
+            f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags
+        ],
     }
 
 
 def report(results: dict, args: argparse.Namespace) -> str:
     """The tables as Markdown."""
     about = results["machine"]
-    versions = [row["version"] for table in results["tables"].values() for row in table["contestants"].values()]
+    versions = [
+        row["version"] for table in results["tables"].values() for row in table["contestants"].values()
+    ]
     machine_line = (
         f"{results['date']}, {about['cpu']}, {about['cores']} cores ({about['threads']} threads used), "
         f"{' '.join(about['instruction_sets'])}. {'; '.join(dict.fromkeys(versions))}."

@@ -37,7 +37,9 @@ def flops(model: keras.Model, size: int) -> float:
     """Multiplications and additions of the convolutions in a forward pass of one size x size image."""
     total = 0
     layers = [layer for layer in model.layers if layer.weights]
-    sizes = keras.Model(model.input, [layer.output for layer in layers]).compute_output_shape((1, size, size, 1))
+    sizes = keras.Model(model.input, [layer.output for layer in layers]).compute_output_shape(
+        (1, size, size, 1)
+    )
     for layer, (_, height, width, _) in zip(layers, sizes, strict=True):
         taps = 1 if isinstance(layer, keras.layers.Conv2DTranspose) else math.prod(layer.kernel_size)
         total += 2 * height * width * taps * layer.kernel.shape[-2] * layer.kernel.shape[-1]
@@ -75,7 +77,11 @@ def main() -> None:
             return
         loss, gradients = loss_and_gradients()
         norms = {v.path: float(tf.norm(g)) for v, g in zip(model.trainable_variables, gradients, strict=True)}
-        np.savez(args.outputs, loss=float(loss), **{name: n for name, n in norms.items() if name.endswith("kernel")})
+        np.savez(
+            args.outputs,
+            loss=float(loss),
+            **{name: n for name, n in norms.items() if name.endswith("kernel")},
+        )
 
     left, right = tf.random.normal((args.matrix, args.matrix)), tf.random.normal((args.matrix, args.matrix))
     product = tf.function(lambda: tf.matmul(left, right))

@@ -78,11 +78,16 @@ def main() -> None:
 
     inputs = dict(np.load(args.inputs))
     model = UNet(int(inputs["base_channels"]), int(inputs["depth"]))
-    model.load({name.removeprefix("weights/"): inputs[name] for name in inputs if name.startswith("weights/")})
+    model.load(
+        {name.removeprefix("weights/"): inputs[name] for name in inputs if name.startswith("weights/")}
+    )
     image = torch.from_numpy(inputs["image"]).permute(0, 3, 1, 2).contiguous()
     label, weight = torch.from_numpy(inputs["label"]).long(), torch.from_numpy(inputs["weight"])
     if args.setting != "plain":
-        model, image = model.to(memory_format=torch.channels_last), image.to(memory_format=torch.channels_last)
+        model, image = (
+            model.to(memory_format=torch.channels_last),
+            image.to(memory_format=torch.channels_last),
+        )
     forward = torch.compile(model) if args.setting == "compiled" else model
     optimizer = torch.optim.SGD(model.parameters(), lr=float(inputs["learning_rate"]), momentum=0.99)
 
@@ -108,7 +113,9 @@ def main() -> None:
             np.savez(args.outputs, probabilities=predict().permute(0, 2, 3, 1).numpy())
             return
         loss = loss_and_gradients()
-        norms = {f"{name}/kernel": float(module.weight.grad.norm()) for name, module in model.named_children()}
+        norms = {
+            f"{name}/kernel": float(module.weight.grad.norm()) for name, module in model.named_children()
+        }
         model.train()
         np.savez(args.outputs, loss=loss, **norms)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
+import yaml
 
 import keras_seg
 from keras_seg.recipe import HIGHER_IS_BETTER
@@ -53,9 +54,15 @@ def train(
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's number of steps.")] = None,
     all_data: Annotated[bool, typer.Option("--all-data", help="Train on the validation part too.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change a field, as in training.seed=1; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Train a recipe on your own data."""
-    recipe = keras_seg.zoo.show(name)
+    recipe = keras_seg.zoo.show(name).override(_parse_changes(changes or []))
     output = output or Path("runs") / recipe.name
     options = {"weights": weights, "resume": resume, "steps": steps, "all_data": all_data}
     keras_seg.training.train(recipe, data, output, **options)
@@ -141,6 +148,17 @@ def main() -> None:
     except (ValueError, OSError, ArithmeticError) as error:
         print(f"keras-seg: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def _parse_changes(changes: list[str]) -> dict[str, Any]:
+    """["data.tile=128"] -> {"data.tile": 128}; values are YAML."""
+    parsed = {}
+    for change in changes:
+        field, equals, value = change.partition("=")
+        if not equals:
+            raise ValueError(f"--set {change}: must be FIELD=VALUE, as in training.seed=1")
+        parsed[field] = yaml.safe_load(value)
+    return parsed
 
 
 def _write(path: Path, probabilities: np.ndarray, class_index: int) -> None:

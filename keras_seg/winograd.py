@@ -53,7 +53,9 @@ class Winograd(layers.Layer):
         inputs = 4 * d0 - 5 * d2 + d4, a + b, a - b, c + d, c - d, 4 * d1 - 5 * d3 + d5
         kernels = self.transformed.read_value()
         m0, m1, m2, m3, m4, m5 = (
-            tf.concat([tf.nn.conv2d(v, kernels[k * self.pieces + p], 1, "VALID") for p in range(self.pieces)], -1)
+            tf.concat(
+                [tf.nn.conv2d(v, kernels[k * self.pieces + p], 1, "VALID") for p in range(self.pieces)], -1
+            )
             for k, v in enumerate(inputs)
         )
         s, t, u, v = m1 + m2, m1 - m2, m3 + m4, m3 - m4

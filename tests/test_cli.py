@@ -116,6 +116,10 @@ def test_train_resume_evaluate_export(run, folder):
     again = ("train", "small.yaml", "--data", "data", "--output", "again", "--steps", 1)
     assert run(*again, *best)[0] == 0
     assert run(*again, "--weights", "none.weights.h5")[0] == 2
+    assert "training.sed: unknown field; did you mean" in run(*again, "--set", "training.sed=1")[2]
+    assert "--set seed: must be FIELD=VALUE" in run(*again, "--set", "seed")[2]
+    third = ("train", "small.yaml", "--data", "data", "--output", "third", "--set", "training.seed=7")
+    assert "nearest legal: 32 or 34" in run(*third, "--set", "data.tile=33")[2]
     status, out, _ = run("evaluate", "small.yaml", "--data", "data", *best)
     figures = dict(line.split() for line in out.splitlines())
     assert status == 0 and {"rand_error", "pixel_error", "v_rand", "warping_error"} <= set(figures)

@@ -153,7 +153,12 @@ CONTRADICTIONS = {
         }
     },
     "data: validation_images and validation_masks go together": {
-        "data": {"reader": "folder", "tile": 188, "classes": {"a": 0, "b": 1}, "validation_images": "validation"}
+        "data": {
+            "reader": "folder",
+            "tile": 188,
+            "classes": {"a": 0, "b": 1},
+            "validation_images": "validation",
+        }
     },
 }
 

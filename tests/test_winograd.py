@@ -39,7 +39,12 @@ def test_refresh_takes_over_changed_weights() -> None:
 
 def test_other_convolutions_are_left_alone() -> None:
     x = image = keras.Input((None, None, 2))
-    for options in ({"filters": 300}, {"filters": 256, "groups": 2}, {"filters": 256, "dilation_rate": 2}, {"filters": 256, "strides": 2}):
+    for options in (
+        {"filters": 300},
+        {"filters": 256, "groups": 2},
+        {"filters": 256, "dilation_rate": 2},
+        {"filters": 256, "strides": 2},
+    ):
         x = keras.layers.Conv2D(kernel_size=3, **options)(x)
     assert not any(isinstance(layer, Winograd) for layer in with_winograd(keras.Model(image, x))[0].layers)
 

@@ -23,6 +23,7 @@ from keras_seg.recipe import Recipe, load_recipe
 from keras_seg.segment import instances, segment
 from keras_seg.training import loop
 from keras_seg.training.schedule import WarmupThenDecay
+from keras_seg.weights.files import load_weights
 
 
 def train(
@@ -85,7 +86,7 @@ def train(
         sample_names=[sample.name for sample in training],
         say=say,
     )
-    model.load_weights(Path(output) / (loop.BEST if validation else loop.LAST))
+    load_weights(model, Path(output) / (loop.BEST if validation else loop.LAST))
     return model
 
 

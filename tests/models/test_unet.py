@@ -88,7 +88,9 @@ def test_parity_with_the_reference_network(shared, size):
         )
 
     side = model.output_size(int(size))
-    batch["label"] = np.unpackbits(expected["target_packed"])[: side**2].reshape(1, side, side).astype(np.int32)
+    batch["label"] = (
+        np.unpackbits(expected["target_packed"])[: side**2].reshape(1, side, side).astype(np.int32)
+    )
     loss = weighted_crossentropy(batch["label"], found["logits"].transpose(1, 2, 0)[None])
     assert float(loss) == pytest.approx(float(expected["loss"]), rel=1e-4)
     if size == "188":
