@@ -138,11 +138,13 @@ class _Tiles(Block):
 
 
 class IsbiData(_Tiles):
-    """Two multi-page TIFF stacks (file names inside the data folder) and which slices serve for what."""
+    """Two multi-page TIFF stacks (file names inside the data folder) and which slices serve for what;
+    `keras_seg.data.isbi` explains `membrane_edge_weight`."""
 
     reader: Literal["isbi"]
     volume: str = "train-volume.tif"
     labels: str = "train-labels.tif"
+    membrane_edge_weight: NonNegativeFloat = 1.0
     train_slices: Annotated[Slices, Field(min_length=1)]
     validation_slices: Slices = ()
 

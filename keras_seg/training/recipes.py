@@ -96,6 +96,7 @@ def read_samples(recipe: Recipe, data: str | Path) -> tuple[list[Sample], list[S
     options = {**block.weight_map.model_dump(), "value_range": block.value_range}
     if block.reader == "isbi":
         parts = block.train_slices, block.validation_slices
+        options["membrane_edge_weight"] = block.membrane_edge_weight
 
         def read(slices):
             return read_isbi(root / block.volume, root / block.labels, slices=slices, **options)

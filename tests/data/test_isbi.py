@@ -58,6 +58,15 @@ def test_labels_of_0_and_1_and_given_class_weights(tmp_path):
     assert np.unique(first.weight[first.label == 1]).tolist() == [1]
 
 
+def test_the_edges_of_membranes_can_weigh_less(tmp_path):
+    volume, labels = write(tmp_path)
+    whole = read(volume, labels, slices=[0])[0].weight
+    lighter = read(volume, labels, slices=[0], membrane_edge_weight=0.25)[0].weight
+    factor = np.ones((40, 48))
+    factor[:, [20, 22]] = 0.25  # of the membrane's three columns, the two beside a cell
+    np.testing.assert_allclose(lighter, factor * whole, rtol=1e-6)
+
+
 def test_16_bit_and_rgb_volumes(tmp_path):
     (first, *_) = read(*write(tmp_path, volume=VOLUME.astype(np.uint16) * 257))
     np.testing.assert_allclose(first.image[..., 0], VOLUME[0], atol=1e-4)
