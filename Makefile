@@ -32,7 +32,7 @@ bench-unet: install
 # The three rounds in which unet_isbi2012 was trained (zoo/unet_isbi2012.md); ALL=--all-data for the shipped weights.
 TRAIN_ISBI = $(BIN)/keras-seg train unet_isbi2012 --data $(DATA)/isbi2012 --resume $(ALL) --output runs/isbi_round
 DEFORMED := --set data.membrane_edge_weight=1 --set data.augmentation.elastic_sigma=10 \
-  --set data.augmentation.rotation=true --set training.optimizer.learning_rate=1.0e-3
+  --set data.augmentation.rotation=any --set training.optimizer.learning_rate=1.0e-3
 ROUND1 := $(DEFORMED) --set data.weight_map.w0=10 --set training.seed=0 --set training.steps=2200 \
   --set training.schedule.warmup_steps=200 --set training.schedule.decay_fraction=0.5
 ROUND2 := $(DEFORMED) --set training.seed=1 --set training.steps=1000

@@ -109,7 +109,7 @@ class Augmentation(Block):
 
     elastic_sigma: NonNegativeFloat = 10.0
     elastic_grid: Annotated[int, Field(ge=2)] = 3
-    rotation: bool = True
+    rotation: Literal["any", "right_angles", "none"] = "any"
     flips: bool = True
     shift: bool = True
     scale: NonNegativeFloat = 0.0

@@ -7,6 +7,7 @@ Everything is drawn from stateless generators, so a tile depends on its seed alo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +22,7 @@ class Augmentation:
 
     elastic_sigma: standard deviation, in pixels, of the displacements of the 3x3 grid; 0 turns it off.
     elastic_grid: nodes of the grid along a side.
-    rotation: rotate by any angle.
+    rotation: by "any" angle; by "right_angles", which interpolate nothing; "none".
     flips: mirror with probability 1/2.
     shift: take the tile from a random place, mirrored borders included; otherwise from the centre.
     scale: zoom by a factor drawn log-uniformly between 1 / (1 + scale) and 1 + scale.
@@ -33,7 +34,7 @@ class Augmentation:
 
     elastic_sigma: float = 10.0
     elastic_grid: int = 3
-    rotation: bool = True
+    rotation: Literal["any", "right_angles", "none"] = "any"
     flips: bool = True
     shift: bool = True
     scale: float = 0.0
@@ -43,7 +44,7 @@ class Augmentation:
     noise: float = 0.0
 
 
-NO_AUGMENTATION = Augmentation(0.0, 3, False, False, False, 0.0, 0.0, 0.0, 0.0, 0.0)
+NO_AUGMENTATION = Augmentation(0.0, 3, "none", False, False, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def elastic_displacement(nodes: tf.Tensor, size: int) -> tf.Tensor:
@@ -73,9 +74,14 @@ def random_coordinates(
     if options.flips:
         mirror = tf.cast(tf.random.stateless_uniform((), seeds[1]) < 0.5, tf.float32)
         offsets *= tf.stack([1.0, 1 - 2 * mirror])
-    if options.rotation:
-        angle = tf.random.stateless_uniform((), seeds[2], 0, 2 * np.pi)
-        cos, sin = tf.cos(angle), tf.sin(angle)
+    if options.rotation != "none":
+        if options.rotation == "right_angles":
+            # whole numbers, where the cosine of a rounded pi/2 would move every pixel by a little
+            turn = tf.random.stateless_uniform((), seeds[2], 0, 4, tf.int32)
+            cos, sin = (tf.cast(tf.gather(c, turn), tf.float32) for c in ([1, 0, -1, 0], [0, 1, 0, -1]))
+        else:
+            angle = tf.random.stateless_uniform((), seeds[2], 0, 2 * np.pi)
+            cos, sin = tf.cos(angle), tf.sin(angle)
         offsets = tf.linalg.matvec(tf.stack([tf.stack([cos, -sin]), tf.stack([sin, cos])]), offsets)
     if options.scale > 0:
         limit = np.log1p(options.scale)

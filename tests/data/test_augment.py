@@ -101,12 +101,23 @@ def test_bicubic_sampling_between_pixels_by_hand():
 def test_rotation_keeps_distances_and_turns_by_all_angles():
     angles = []
     for k in range(60):
-        c = random_coordinates(50, 50, 21, tf.constant([k, 1]), only(rotation=True)).numpy()
+        c = random_coordinates(50, 50, 21, tf.constant([k, 1]), only(rotation="any")).numpy()
         along = c[10, 20] - c[10, 10]
         np.testing.assert_allclose(np.linalg.norm(along), 10, atol=1e-3)
         np.testing.assert_allclose(c[10, 10], [24, 24], atol=0.51)
         angles.append(np.arctan2(*along))
     assert np.histogram(angles, bins=4, range=(-np.pi, np.pi))[0].min() >= 5
+
+
+def test_right_angles_turn_whole_pixels_in_four_ways():
+    image = tf.constant(np.random.default_rng(0).uniform(0, 255, (16, 16, 1)).astype(np.float32))
+    turned = [np.rot90(image.numpy(), k) for k in range(4)]
+    seen = set()
+    for k in range(40):
+        at = random_coordinates(17, 17, 16, tf.constant([k, 4]), only(rotation="right_angles"))
+        tile = sample_bicubic(image, at - tf.reduce_min(at, (0, 1))).numpy()
+        seen.add(next(n for n in range(4) if np.array_equal(tile, turned[n])))
+    assert seen == {0, 1, 2, 3}
 
 
 def test_flips_mirror_about_half_of_the_tiles():

@@ -39,7 +39,7 @@ def test_shapes_types_and_values():
 
 
 def test_the_label_is_the_centre_of_the_image_tile():
-    options = Augmentation(elastic_sigma=0, rotation=False, brightness=0, contrast=0)
+    options = Augmentation(elastic_sigma=0, rotation="none", brightness=0, contrast=0)
     for batch in take(tile_dataset([sample()], tile=20, output_tile=12, augment=options), 5):
         np.testing.assert_allclose(batch["image"][:, 4:-4, 4:-4, 0], batch["label"] * 100.0, atol=1e-3)
 
