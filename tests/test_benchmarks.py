@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +17,36 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("task", ["inference", "training"])
 def test_contestants_agree_and_are_reported(task: str, tmp_path: Path) -> None:
+    import compare
     import unet
 
-    python = unet.TORCH_ENVIRONMENT / "bin/python"
+    python = BENCHMARKS / unet.TORCH_ENVIRONMENT / "bin/python"
     if not python.exists():
         pytest.skip("needs PyTorch's own environment, which `make bench-unet` makes")
-    contestants = ["PyTorch", "PyTorch, channels_last"]
+    names = ["PyTorch", "PyTorch, channels_last"]
     inputs = tmp_path / "inputs.npz"
     flops = unet.write_inputs(inputs, size=60, base_channels=3, depth=2)
-    table = unet.compare(task, 2, flops, contestants, python, inputs, 1)  # raises where results differ
-    assert list(table["contestants"]) == [unet.OURS, *contestants]
-    assert table["contestants"][unet.OURS]["ratio"] == 1
+    commands = unet.commands(task, names, python, inputs, 1)
+    table = compare.compare(task, commands, 2, flops, tmp_path)  # raises where results differ
+    assert list(table["contestants"]) == [compare.OURS, *names]
+    assert table["contestants"][compare.OURS]["ratio"] == 1
     assert all(len(row["seconds"]) == 2 and row["MiB"] > 1 for row in table["contestants"].values())
-    results = {"date": "today", "machine": unet.machine(1), "tables": {task: table}, "data": tiny_data()}
-    text = unet.report(results, argparse.Namespace(size=60, base_channels=3))
+    results = {"date": "today", "machine": compare.machine(1), "tables": {task: table}, "data": tiny_data()}
+    text = unet.report(results, size=60, base_channels=3)
     assert "PyTorch 2." in text and "| PyTorch, channels_last |" in text
 
 
 def test_results_that_differ_are_refused() -> None:
-    import unet
+    import compare
 
     ours = {"probabilities": np.array([0.2, 0.8])}
-    unet.check_equal("peer", ours, ours)
+    compare.check_equal("peer", ours, ours)
     with pytest.raises(RuntimeError, match="peer: probabilities differs from keras_seg"):
-        unet.check_equal("peer", {"probabilities": np.array([0.2, 0.7])}, ours)
+        compare.check_equal("peer", {"probabilities": np.array([0.2, 0.7])}, ours)
+    with pytest.raises(RuntimeError, match=r"peer: probabilities is \(1,\)"):
+        compare.check_equal("peer", {"probabilities": np.array([0.2])}, ours)
     with pytest.raises(RuntimeError, match="peer: compares other arrays"):
-        unet.check_equal("peer", {"loss": np.array(1.0)}, ours)
+        compare.check_equal("peer", {"loss": np.array(1.0)}, ours)
 
 
 def test_flops_of_the_smallest_network() -> None:
