@@ -87,7 +87,8 @@ def paste_soft(
     pasted = np.zeros((len(masks), *size), np.float32)
     for target, mask, box in zip(pasted, masks, boxes, strict=True):
         y, x = _axes(box, mask.shape[0], size, convention)
-        target[y.window, x.window] = _weights(y, len(mask)) @ mask @ _weights(x, len(mask)).T
+        down, across = (_weights(axis, len(mask)).astype(np.float32) for axis in (y, x))
+        target[y.window, x.window] = down @ mask @ across.T
     return pasted
 
 
@@ -219,9 +220,9 @@ def _axis(low: np.float32, high: np.float32, cells: int, length: int, convention
 
 
 def _weights(axis: _Axis, cells: int) -> np.ndarray:
-    """Linear interpolation between cells, float32 [pixels of the window, cells]."""
+    """Linear interpolation between cells, float64 [pixels of the window, cells]."""
     position = (np.arange(axis.start, axis.stop) + 0.5 - axis.first) / axis.spacing
-    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells))).astype(np.float32)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells)))
 
 
 def _windows(masks, boxes, size, threshold, convention) -> Iterator[tuple[slice, slice, np.ndarray]]:
@@ -246,20 +247,15 @@ def _runs(cells: np.ndarray, across: _Axis, along: _Axis, threshold: float) -> t
     inside = knots >= threshold
     positions = along.first + along.spacing * np.arange(-1, cells.shape[1] + 1)
     # pixels bounds[k] ... bounds[k + 1] - 1 have their centres between knot k and the next
-    bounds = np.clip(np.ceil(positions - 0.5), along.start, along.stop)
-    before, after = inside[:, :-1], inside[:, 1:]
-    rise = np.diff(knots, axis=1)
-    share = np.divide(threshold - knots[:, :-1], rise, out=np.zeros_like(rise), where=before != after)
-    crossing = np.ceil(positions[:-1] + along.spacing * share - 0.5)
-    crossing = np.clip(crossing, bounds[:-1], bounds[1:])
-    start = np.where(before, bounds[:-1], crossing)
-    stop = np.where(after, bounds[1:], crossing)
-    line, segment = np.nonzero(start < stop)
-    return (
-        line + across.start,
-        start[line, segment].astype(np.int64),
-        stop[line, segment].astype(np.int64),
-    )
+    bounds = np.clip(np.ceil(positions - 0.5), along.start, along.stop).astype(np.int64)
+    line, k = np.nonzero(inside[:, :-1] | inside[:, 1:])
+    before, after, low, high = inside[line, k], inside[line, k + 1], knots[line, k], knots[line, k + 1]
+    share = np.divide(threshold - low, high - low, out=np.zeros(len(k)), where=before != after)
+    crossing = np.ceil(positions[k] + along.spacing * share - 0.5)
+    crossing = np.clip(crossing, bounds[k], bounds[k + 1]).astype(np.int64)
+    start, stop = np.where(before, bounds[k], crossing), np.where(after, bounds[k + 1], crossing)
+    some = start < stop
+    return line[some] + across.start, start[some], stop[some]
 
 
 def _edges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def _to_string(counts: np.ndarray) -> str:
 
 
 def _from_string(text: str | bytes) -> np.ndarray:
-    data = text.encode("ascii", "replace") if isinstance(text, str) else text
+    data = text.encode() if isinstance(text, str) else text
     characters = np.frombuffer(data, np.uint8).astype(np.int64) - OFFSET
     last = (characters & MORE) == 0
     if ((characters < 0) | (characters >= 2 * MORE)).any() or not len(data) or not last[-1]:
