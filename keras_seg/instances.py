@@ -107,7 +107,7 @@ class Instances:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | np.ndarray) -> Instances:
-        chosen = self._indices(index)
+        chosen = self._chosen(index)
         arrays = {name: None if (array := getattr(self, name)) is None else array[chosen] for name in _ARRAYS}
         part = dataclasses.replace(self, **arrays)
         if "masks" in self.__dict__:  # pasted already
@@ -211,10 +211,10 @@ class Instances:
             self.convention,
         )
 
-    def _indices(self, index: Any) -> np.ndarray:
-        """int64 [n]: the objects that `index` names."""
+    def _chosen(self, index: Any) -> slice | np.ndarray:
+        """The objects that `index` names, as a slice where that keeps arrays uncopied, else int [n]."""
         if isinstance(index, slice):
-            return np.arange(len(self))[index]
+            return index
         index = np.asarray(index)
         if index.size == 0 and index.dtype != bool:
             index = index.astype(np.int64)
@@ -227,10 +227,10 @@ class Instances:
                 "Instances: takes an int, a slice, or a list or array [n] of int or bool as index, "
                 f"got {index.dtype} {list(index.shape)}"
             )
-        outside = (index < -len(self)) | (index >= len(self))
-        if outside.any():
-            raise IndexError(f"Instances: index {np.atleast_1d(index)[outside][0]} for {len(self)} objects")
-        return np.atleast_1d(index)
+        outside = index[(index < -len(self)) | (index >= len(self))]
+        if len(outside):
+            raise IndexError(f"Instances: index {outside[0]} for {len(self)} objects")
+        return index if index.ndim else slice(first := int(index) % len(self), first + 1)
 
     def _name(self, k: int) -> str:
         return self.class_names[k] if self.class_names is not None else f"class {k}"
