@@ -48,7 +48,7 @@ def paste(
     """Masks of boxes as masks of the image: bool [N, H, W], true where the probability is at least `threshold`.
 
     Args:
-        masks: float [N, m, m], probabilities; rows are y.
+        masks: float [N, m, m], probabilities; rows are y. What is not finite counts as 0.
         boxes: float [N, 4], x1, y1, x2, y2 in pixels. A box of no extent, inverted or not finite has no pixel (with
             "torchvision" a box of no extent is one pixel wide); what lies outside the image is cut off.
         size: (H, W) of the image in pixels.
@@ -320,7 +320,7 @@ def _check(masks, boxes, size, convention) -> tuple[np.ndarray, np.ndarray, tupl
         raise ValueError(f"masks: takes probabilities [N, m, m], got shape {list(masks.shape)}")
     if len(masks) != len(boxes):
         raise ValueError(f"{len(masks)} masks for {len(boxes)} boxes: give one a box")
-    return masks, boxes, _image_size(size)
+    return np.nan_to_num(masks, nan=0.0, posinf=0.0, neginf=0.0), boxes, _image_size(size)
 
 
 def _check_boxes(boxes: np.ndarray) -> np.ndarray:

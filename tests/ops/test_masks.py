@@ -148,9 +148,14 @@ def test_no_masks_and_no_image(convention):
     assert masks.paste(np.ones((1, 2, 2)), [[0, 0, 3, 3]], (0, 6), convention=convention).shape == (1, 0, 6)
 
 
-def test_nan_probabilities_are_outside():
-    probabilities = np.full((1, 4, 4), np.nan)
-    assert not masks.paste(probabilities, [[2, 2, 9, 9]], (12, 12)).any()
+@pytest.mark.filterwarnings("error")
+def test_probabilities_that_are_not_finite_count_as_zero():
+    probabilities = np.ones((1, 4, 4))
+    probabilities[0, 1] = 0
+    expected = masks.paste(probabilities, [[2, 2, 9, 9]], (12, 12))
+    for value in (np.nan, np.inf, -np.inf):
+        probabilities[0, 1] = value
+        np.testing.assert_array_equal(masks.paste(probabilities, [[2, 2, 9, 9]], (12, 12)), expected)
 
 
 # -- run lengths -----------------------------------------------------------------------------------------------
