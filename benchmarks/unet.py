@@ -13,7 +13,8 @@ import data_path
 import numpy as np
 from compare import HERE, OURS
 
-TORCH_ENVIRONMENT, TORCH_REQUIREMENTS = ".venv-torch", ("torch==2.14.1", "numpy")
+TORCH_ENVIRONMENT = ".venv-torch"
+TORCH_REQUIREMENTS = ("torch==2.14.1", "torchvision==0.29.1", "numpy", "pillow")
 PYTORCH = {  # name in the table: setting of unet_pytorch.py
     "PyTorch": "plain",
     "PyTorch, channels_last": "channels_last",

@@ -57,10 +57,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_weights(model: keras.Model, path: str | Path) -> None:
+def save_weights(model: keras.Model, path: str | Path, *, half: bool = False) -> None:
     """Write a functional model's weights to `path`, which must end in `.weights.h5`; makes folders as needed.
 
-    A file that is there is replaced in one step.
+    A file that is there is replaced in one step. half: store kernels as float16, which halves the file; values are
+    rounded to 11 bits, and come back as the model's own type. Vectors (biases, statistics) keep their type.
 
     Raises ValueError for another ending, OSError if it cannot be written (the old file is then intact).
     """
@@ -75,6 +76,8 @@ def save_weights(model: keras.Model, path: str | Path) -> None:
     with replacing(path) as temporary:
         _reserve(temporary, sum(v.nbytes for v in bare.get_weights()) + HDF5_OVERHEAD * len(bare.layers))
         bare.save_weights(temporary)
+        if half:
+            _halve_kernels(temporary)
 
 
 def load_weights(model: keras.Model, path: str | Path, *, may_be_fresh: Collection[str] = ()) -> LoadReport:
@@ -139,6 +142,30 @@ def _reserve(path: Path, size: int) -> None:
     cleanly half-way through a file."""
     with open(path, "wb") as file:
         file.writelines(ZEROS[: size - start] for start in range(0, size, len(ZEROS)))
+
+
+def _halve_kernels(path: Path) -> None:
+    """Store a weights file's float32 arrays of two and more axes as float16.
+
+    The file is written anew, since HDF5 frees no space; it takes less than was there, so the disk cannot be full.
+    """
+    items: list[tuple[str, np.ndarray | None, dict]] = []
+    with h5py.File(path, "r") as file:
+        file.visititems(
+            lambda name, item: items.append(
+                (name, item[()] if isinstance(item, h5py.Dataset) else None, dict(item.attrs))
+            )
+        )
+        attributes = dict(file.attrs)
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attributes)
+        for name, array, own in items:
+            if array is None:
+                item = file.require_group(name)
+            else:
+                kernel = array.ndim > 1 and array.dtype == np.float32
+                item = file.create_dataset(name, data=array.astype(np.float16) if kernel else array)
+            item.attrs.update(own)
 
 
 def _variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:

@@ -43,6 +43,21 @@ def test_round_trip(model, path):
     assert str(report) == f"{len(model.weights)} of {len(model.weights)} variables kept from the file"
 
 
+def test_half_precision_rounds_the_kernels_only_and_halves_the_file(tmp_path):
+    model = small(base_channels=16)
+    save_weights(model, tmp_path / "whole.weights.h5")
+    save_weights(model, tmp_path / "half.weights.h5", half=True)
+    whole, half = ((tmp_path / f"{name}.weights.h5").stat().st_size for name in ("whole", "half"))
+    assert half < 0.75 * whole
+    other = small(base_channels=16)
+    load_weights(other, tmp_path / "half.weights.h5")
+    for ours, theirs in zip(other.weights, model.weights, strict=True):
+        expected = np.asarray(theirs)
+        rounded = expected.astype(np.float16).astype(np.float32) if expected.ndim > 1 else expected
+        np.testing.assert_array_equal(np.asarray(ours), rounded)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_keras_reads_our_files_and_we_read_keras_files(tmp_path, model, path):
     other = small()
     other.load_weights(path)
