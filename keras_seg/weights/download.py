@@ -1,0 +1,137 @@
+"""Published weights: fetched once, verified, kept in a cache that processes share."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from keras_seg.weights.files import replacing
+
+CHUNK = 1 << 20
+TIMEOUT = 30  # seconds without a byte
+
+
+def cache_folder() -> Path:
+    """Where downloaded and converted weights lie: KERAS_SEG_HOME, else keras_seg in the user's cache folder."""
+    home = os.environ.get("KERAS_SEG_HOME")
+    if home:
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keras_seg"
+
+
+class DownloadFailed(RuntimeError):
+    """A published file could not be fetched."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process at a time is inside, for one `path`; the others wait. Makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, by a kill too
+        yield
+
+
+def fetch(
+    url: str, sha256: str | None = None, *, name: str | None = None, progress: bool | None = None
+) -> Path:
+    """The local copy of a published file, downloaded on first use.
+
+    The file goes to a temporary name, is verified, and only then takes its place; several processes may ask at once.
+
+    Args:
+        url: http(s) or file address.
+        sha256: hexadecimal digest, or the first digits of it where only these are published (at least 6). Then, and
+            for None, the whole digest is pinned at the first download, beside the file, and holds from then on.
+        name: name in the cache; None: the address's last part.
+        progress: draw a progress bar on stderr; None: if stderr is a terminal.
+
+    KERAS_SEG_OFFLINE=1 forbids the network.
+
+    Raises:
+        FileNotFoundError: not in the cache and offline: names the file to put where.
+        DownloadFailed: no network, an HTTP error, a connection that broke off; the same.
+        OSError: the cache cannot be written.
+        ValueError: a wrong digest; nothing is kept of the download, and a file that was there stays.
+    """
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{6,64}", sha256):
+        raise ValueError(f"sha256={sha256!r}: must be 6 to 64 hexadecimal digits, lower case")
+    path = cache_folder() / "downloads" / (name or url.rsplit("/", 1)[-1])
+    pin = path.with_name(f"{path.name}.sha256")
+    help_ = f"Put the file of {url} at {path}, or use weights=None for fresh weights, or a file of your own"
+    with locked(path):
+        pinned = pin.read_text().strip() if pin.is_file() else None
+        if path.is_file():
+            digest = _digest(path)
+            _verify(digest, sha256, pinned, f"{path}", f"delete it to download it again. {help_}")
+        else:
+            if os.environ.get("KERAS_SEG_OFFLINE", "") not in ("", "0"):
+                raise FileNotFoundError(
+                    f"{path}: not there, and KERAS_SEG_OFFLINE forbids to download. {help_}"
+                )
+            with replacing(path) as temporary:
+                digest = _download(url, temporary, help_, progress)
+                _verify(digest, sha256, pinned, url, f"nothing was kept. {help_}")
+        if pinned != digest:
+            with replacing(pin) as temporary:
+                temporary.write_text(f"{digest}\n")
+    return path
+
+
+def _verify(digest: str, expected: str | None, pinned: str | None, what: str, advice: str) -> None:
+    for wanted, source in ((expected, "the recipe"), (pinned, "the first download")):
+        if wanted is not None and not digest.startswith(wanted):
+            raise ValueError(
+                f"{what}: damaged or exchanged: its sha256 is {digest}, that of {source} is {wanted}; {advice}"
+            )
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, path: Path, help_: str, progress: bool | None) -> str:
+    """Writes the address's content to `path` and returns its digest."""
+    digest, received = hashlib.sha256(), 0
+    with open(path, "wb") as target:
+        try:
+            source = urllib.request.urlopen(url, timeout=TIMEOUT)
+            length = source.headers.get("Content-Length")
+            size = int(length) if length else None
+            chunks = _with_progress(source, size, url.rsplit("/", 1)[-1], progress)
+            while chunk := next(chunks, b""):
+                target.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            raise DownloadFailed(f"{url}: the download failed ({error}). {help_}") from error
+    if size is not None and received != size:
+        raise DownloadFailed(f"{url}: the download broke off at {received} of {size} bytes. {help_}")
+    return digest.hexdigest()
+
+
+def _with_progress(source: BinaryIO, size: int | None, name: str, show: bool | None) -> Iterator[bytes]:
+    if not (sys.stderr.isatty() if show is None else show):
+        while chunk := source.read(CHUNK):
+            yield chunk
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"downloading {name}", total=size)
+        while chunk := source.read(CHUNK):
+            yield chunk
+            bar.advance(task, len(chunk))
