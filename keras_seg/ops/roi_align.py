@@ -47,18 +47,19 @@ def roi_align(
         aligned: False: without the shift by half a pixel, and a box is at least one feature pixel wide and high
             (torchvision's models).
         pool: "average", or "max" (Table 2c of the paper).
-        implementation: "gather": built-in TensorFlow Lite operators where the sampling ratio is fixed;
-            "crop_and_resize": `tf.image.crop_and_resize`; "auto": the faster one, "gather".
+        implementation: "crop_and_resize": `tf.image.crop_and_resize`; "gather": reads pixels and multiplies matrices,
+            with built-in TensorFlow Lite operators alone where the sampling ratio is fixed; "auto": the faster one,
+            "crop_and_resize", by half on a processor.
 
     Samples up to one feature pixel outside the map count as on its border, those beyond as 0. Both implementations do
-    so, and agree to rounding.
+    so for boxes of any size, and agree to the rounding of coordinates.
 
     Returns: [N, h, w, C] of the features' dtype, computed in float32. A box without extent has no sample where the
     ratio is 0, and gives 0, unless `aligned` is False; so does an inverted box, which is read backwards where the ratio
     is fixed. A box with a NaN or an infinity gives 0. The gradient goes to the features alone.
 
     Works in graph mode with dynamic sizes; under XLA with "gather", a fixed ratio and static shapes. Memory: about
-    50 MB beside inputs and result, more only if a single box needs it.
+    100 MB beside inputs and result, more only if a single box needs it.
 
     Raises:
         ValueError: for wrong ranks, an unknown number of channels, a bad output size, scale, ratio or name.
@@ -68,8 +69,8 @@ def roi_align(
     scale = sampling.check_scale("roi_align", spatial_scale)
     implementation = _check("roi_align", sampling_ratio, pool, implementation)
     boxes, box_indices = sampling.as_boxes(boxes, box_indices)
-    start, extent = _extent(boxes * scale, aligned)
-    result = _align([features], None, start, extent, box_indices, size, sampling_ratio, pool, implementation)
+    place = _extent(boxes * scale, aligned)
+    result = _align([features], None, place, box_indices, size, sampling_ratio, pool, implementation)
     return tf.cast(result, features.dtype)
 
 
@@ -92,8 +93,8 @@ def roi_warp(
     scale = sampling.check_scale("roi_warp", spatial_scale)
     implementation = _check("roi_warp", sampling_ratio, pool, implementation)
     boxes, box_indices = sampling.as_boxes(boxes, box_indices)
-    start, extent = _warped(boxes * scale)
-    result = _align([features], None, start, extent, box_indices, size, sampling_ratio, pool, implementation)
+    place = _warped(boxes * scale)
+    result = _align([features], None, place, box_indices, size, sampling_ratio, pool, implementation)
     return tf.cast(result, features.dtype)
 
 
@@ -160,12 +161,10 @@ def multilevel_roi_align(
     levels = assign_levels(boxes, min_level, min_level + len(features) - 1) - min_level
     scaled = boxes * tf.gather(tf.constant([1 / stride for stride in strides], tf.float32), levels)[:, None]
     if operation == "pool":
-        result = pooling.pool_levels(list(features), levels, scaled, box_indices, size)
+        result = pooling.pool_levels(features, levels, scaled, box_indices, size)
     else:
-        start, extent = _warped(scaled) if operation == "warp" else _extent(scaled, aligned)
-        result = _align(
-            list(features), levels, start, extent, box_indices, size, sampling_ratio, pool, implementation
-        )
+        place = _warped(scaled) if operation == "warp" else _extent(scaled, aligned)
+        result = _align(features, levels, place, box_indices, size, sampling_ratio, pool, implementation)
     return tf.cast(result, features[0].dtype)
 
 
@@ -187,7 +186,7 @@ def _check(name: str, sampling_ratio: int, pool: str, implementation: str) -> st
             f"{name}: sampling_ratio must be a whole number of samples, or 0 for as many as a bin has pixels, "
             f"got {sampling_ratio!r}"
         )
-    return "gather" if implementation == "auto" else implementation
+    return "crop_and_resize" if implementation == "auto" else implementation
 
 
 def _extent(boxes: tf.Tensor, aligned: bool) -> tuple[tf.Tensor, tf.Tensor]:
@@ -209,8 +208,7 @@ def _warped(boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _align(
     features: Sequence[tf.Tensor],
     levels: tf.Tensor | None,
-    start: tf.Tensor,
-    extent: tf.Tensor,
+    place: tuple[tf.Tensor, tf.Tensor],
     box_indices: tf.Tensor,
     output_size: tuple[int, int],
     sampling_ratio: int,
@@ -218,24 +216,23 @@ def _align(
     implementation: str,
 ) -> tf.Tensor:
     """float32 [N, h, w, C]."""
-    places = sampling.regions(features, levels, box_indices, start, extent, output_size, sampling_ratio)
+    places = sampling.regions(features, levels, box_indices, place, output_size, sampling_ratio)
     if implementation == "crop_and_resize":
         return _by_crop(features, levels, places, box_indices, output_size, pool)
-    source, channels = sampling.table(features), features[0].shape[-1]
+    source = sampling.table(features)
     if sampling_ratio:
-        return _by_samples(source, places, output_size, channels, sampling_ratio, pool)
+        return _by_samples(source, places, output_size, sampling_ratio, pool)
     if pool == "max":
-        return _by_bins(source, places, output_size, channels)
-    return _by_windows(source, places, output_size, channels)
+        return _by_bins(source, places, output_size)
+    return _by_windows(source, places, output_size)
 
 
 # --- "gather", any ratio, average ---
 
 
-def _by_windows(
-    source: tf.Tensor, places: sampling.Regions, output_size: tuple[int, int], channels: int
-) -> tf.Tensor:
+def _by_windows(source: tf.Tensor, places: sampling.Regions, output_size: tuple[int, int]) -> tf.Tensor:
     """Each RoI's window of pixels times the mean weights of the samples, which separate into those of y and x."""
+    channels = source.shape[-1]
     (first_y, count_y), (first_x, count_x) = _window(places.y), _window(places.x)
 
     def step(source: tf.Tensor, rois: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
@@ -294,12 +291,11 @@ def _by_samples(
     source: tf.Tensor,
     places: sampling.Regions,
     output_size: tuple[int, int],
-    channels: int,
     ratio: int,
     pool: str,
 ) -> tf.Tensor:
     """The four neighbours of each sample; all shapes are static where the number of boxes is."""
-    height, width = output_size
+    (height, width), channels = output_size, source.shape[-1]
     number = sampling.sizes(places.base)[0]
     if number == 0:
         return tf.zeros([0, height, width, channels])
@@ -339,9 +335,7 @@ def _positions(axis: sampling.Axis, bins: int, ratio: int) -> tf.Tensor:
 # --- bin by bin: "crop_and_resize", and "gather" for the maximum of any ratio ---
 
 
-def _by_bins(
-    source: tf.Tensor, places: sampling.Regions, output_size: tuple[int, int], channels: int
-) -> tf.Tensor:
+def _by_bins(source: tf.Tensor, places: sampling.Regions, output_size: tuple[int, int]) -> tf.Tensor:
     y, x = (_span(axis, bins) for axis, bins in zip(places[:2], output_size, strict=True))
 
     def maximum(source: tf.Tensor, bins: sampling.Bins) -> tf.Tensor:
@@ -355,7 +349,7 @@ def _by_bins(
         values = sampling.combine(sampling.pixels(source, here, *indices), *weights)
         return _pooled(values, here, bins, "max")
 
-    return sampling.in_bins(source, y, x, maximum, channels, cost=4 * channels)
+    return sampling.in_bins(source, y, x, maximum, cost=4 * source.shape[-1])
 
 
 def _by_crop(
@@ -407,7 +401,7 @@ def _crop_level(
         )
         return _pooled(values, here, bins, pool)
 
-    return sampling.in_bins(padded, y, x, crop, channels, cost=channels)
+    return sampling.in_bins(padded, y, x, crop, cost=channels)
 
 
 def _span(axis: sampling.Axis, bins: int) -> sampling.Span:

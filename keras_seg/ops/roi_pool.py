@@ -51,9 +51,9 @@ def pool_levels(
     output_size: tuple[int, int],
 ) -> tf.Tensor:
     """boxes: [N, 4] in pixels of their own level's map."""
-    start, extent = quantise(boxes)
-    places = sampling.regions(features, levels, box_indices, start, extent, output_size)
+    places = sampling.regions(features, levels, box_indices, quantise(boxes), output_size)
     y, x = (_span(axis, bins) for axis, bins in zip(places[:2], output_size, strict=True))
+
     channels = features[0].shape[-1]
 
     def maximum(source: tf.Tensor, bins: sampling.Bins) -> tf.Tensor:
@@ -64,7 +64,7 @@ def pool_levels(
         values = sampling.pixels(source, places.take(bins.roi), rows, columns)
         return sampling.first_maximum(tf.reshape(values, [sampling.sizes(values)[0], -1, channels]))
 
-    return sampling.in_bins(sampling.table(features), y, x, maximum, channels, cost=2 * channels)
+    return sampling.in_bins(sampling.table(features), y, x, maximum, cost=2 * channels)
 
 
 def quantise(boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -95,15 +95,14 @@ def regions(
     features: Sequence[tf.Tensor],
     levels: tf.Tensor | None,
     box_indices: tf.Tensor,
-    start: tf.Tensor,
-    size: tf.Tensor,
+    place: tuple[tf.Tensor, tf.Tensor],
     output_size: tuple[int, int],
     sampling_ratio: int = 0,
 ) -> Regions:
     """RoIs in `table(features)`.
 
     levels: int32 [N], of each RoI its place in `features`; None for a single map. box_indices: int32 [N].
-    start, size: float32 [N, 2] as (y, x).
+    place: where each RoI starts, and its size: float32 [N, 2] as (y, x).
     """
     shapes = tf.stack([tf.shape(level)[:3] for level in features])  # [levels, 3]
     pixels = tf.reduce_prod(shapes, axis=1)
@@ -112,6 +111,7 @@ def regions(
     extent = tf.gather(shapes, levels)[:, 1:]
     base = tf.gather(tf.cumsum(pixels, exclusive=True), levels) + box_indices * extent[:, 0] * extent[:, 1]
     length = tf.cast(extent, tf.float32)
+    start, size = place
     bins = divide(size, tf.constant(output_size, tf.float32))
     ratio = (
         tf.ones_like(bins) * float(sampling_ratio) if sampling_ratio else tf.maximum(tf.math.ceil(bins), 0)
@@ -170,13 +170,8 @@ def chunks_of_equal_size(number: int | tf.Tensor, cost: int) -> tuple[Chunks, in
 
     Shapes are static where `number` is an integer.
     """
-    most = max(1, BUDGET // cost)
-    if isinstance(number, int):
-        count = -(-number // most)
-        size = -(-number // max(1, count))
-    else:
-        count = -(-number // most)
-        size = -(-number // tf.maximum(1, count))
+    count = -(-number // max(1, BUDGET // cost))
+    size = -(-number // (max(1, count) if isinstance(number, int) else tf.maximum(1, count)))
     return Chunks(count, lambda i: i * size + tf.range(size), lambda i: i), count * size
 
 
@@ -204,7 +199,6 @@ def in_bins(
     y: Span,
     x: Span,
     step: Callable[[tf.Tensor, Bins], tf.Tensor],
-    channels: int,
     cost: int,
 ) -> tf.Tensor:
     """Every bin's result, [N, h, w, C]; 0 for bins without a sample.
@@ -229,8 +223,8 @@ def in_bins(
         tf.reshape(keys, [-1]),
         lambda key: tf.cast(key // KEY, tf.float32) * tf.cast(key % KEY * cost, tf.float32),
     )
-    flat = in_chunks(source, of_bins, chunks, [rois * height * width, channels])
-    return tf.reshape(flat, [rois, height, width, channels])
+    flat = in_chunks(source, of_bins, chunks, [rois * height * width, source.shape[-1]])
+    return tf.reshape(flat, [rois, height, width, source.shape[-1]])
 
 
 def pixels(source: tf.Tensor, places: Regions, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
@@ -285,9 +279,22 @@ def first_maximum(values: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], t
 
 
 def as_graph(function: Callable) -> Callable:
-    """Calls from eager code run as a graph, whose loops update their results in place."""
-    compiled = tf.function(function, autograph=False, reduce_retracing=True)
-    return lambda *arguments: (compiled if tf.executing_eagerly() else function)(*arguments)
+    """function(features, …), features as tensors; calls from eager code run as a graph, whose loops work in place."""
+
+    def traced(features: Sequence[tf.Tensor], channels: int, *arguments: object) -> tf.Tensor:
+        for level in features:  # whose shapes `reduce_retracing` forgets
+            level.set_shape([None, None, None, channels])
+        return function(features, *arguments)
+
+    compiled = tf.function(traced, autograph=False, reduce_retracing=True)
+
+    def call(features: Sequence[tf.Tensor], *arguments: object) -> tf.Tensor:
+        features = [tf.convert_to_tensor(level) for level in features]
+        if tf.executing_eagerly():
+            return compiled(features, features[0].shape[-1], *arguments)
+        return function(features, *arguments)
+
+    return call
 
 
 def divide(values: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:
@@ -329,6 +336,11 @@ def check(
         found = tf.TensorShape(getattr(value, "shape", np.shape(value)))
         if found.rank is None or not found.is_compatible_with(shape):
             raise ValueError(f"{name}: {argument} must be [N{', 4' * (len(shape) - 1)}], got {found}")
+    numbers = [getattr(value, "shape", np.shape(value))[0] for value in (boxes, box_indices)]
+    if None not in numbers and numbers[0] != numbers[1]:
+        raise ValueError(
+            f"{name}: {numbers[0]} boxes and {numbers[1]} box_indices, but each box needs its own"
+        )
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     if len(size) != 2 or not all(isinstance(bins, int) and bins >= 1 for bins in size):
         raise ValueError(
