@@ -1,0 +1,41 @@
+"""Non-maximum suppression: of boxes that overlap by more than a threshold, the one with the highest score stays.
+
+Memory grows with the number of boxes, not with its square. Not under XLA, since the number of survivors is data.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def nms(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_output: tf.Tensor | int) -> tf.Tensor:
+    """Indices, int32 [M], of at most `max_output` survivors, by falling score.
+
+    boxes: float32 [N, 4]; scores: float32 [N]. A box goes if its overlap (intersection over union) with a better
+    survivor is strictly above `iou_threshold`; of equal scores the lower index is the better.
+    """
+    return tf.image.non_max_suppression(boxes, scores, max_output, iou_threshold)
+
+
+def batched_nms(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    groups: tf.Tensor,
+    iou_threshold: float,
+    max_output: tf.Tensor | int,
+) -> tf.Tensor:
+    """`nms` within each group (class, pyramid level): int32 [M] of the best survivors of all, by falling score.
+
+    groups: integers [N]. The groups are taken one by one and not moved apart in one plane, as is often done: float32
+    coordinates would lose the bits that decide at the threshold.
+    """
+    present = tf.unique(groups).y
+    kept = tf.TensorArray(tf.int32, tf.size(present) + 1, element_shape=[None], infer_shape=False)
+    kept = kept.write(tf.size(present), tf.zeros([0], tf.int32))  # an array without elements cannot be joined
+    for place in tf.range(tf.size(present)):
+        members = tf.cast(tf.where(groups == present[place])[:, 0], tf.int32)
+        chosen = nms(tf.gather(boxes, members), tf.gather(scores, members), iou_threshold, max_output)
+        kept = kept.write(place, tf.gather(members, chosen))
+    indices = tf.sort(kept.concat())
+    best = tf.argsort(tf.gather(scores, indices), direction="DESCENDING", stable=True)
+    return tf.gather(indices, best)[:max_output]

@@ -1,0 +1,42 @@
+"""Anchors, on Detectron2's and torchvision's numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_seg.ops.anchors import cell_anchors, grid_anchors
+
+
+@pytest.mark.parametrize("case", ["fpn", "c4", "fpn_offset_half"])
+def test_anchors_are_detectron2s(shared, case):
+    golden = np.load(shared / "golden/ops/anchors.npz")
+    for level, sizes in enumerate(golden[f"{case}.sizes"]):
+        cell = cell_anchors(sizes.tolist(), golden[f"{case}.ratios"][0].tolist())
+        np.testing.assert_allclose(cell, golden[f"{case}.level{level}.cell_anchors"], atol=1e-4)
+        stride, offset = int(golden[f"{case}.strides"][level]), float(golden[f"{case}.offset"])
+        found = tf.function(grid_anchors)(cell, *golden[f"{case}.grids"][level].tolist(), stride, offset)
+        np.testing.assert_allclose(found, golden[f"{case}.level{level}.anchors"], atol=1e-3)
+
+
+def test_anchors_are_torchvisions(shared):
+    golden = np.load(shared / "golden/ops/anchors.npz")
+    every = []
+    for level, size in enumerate((32, 64, 128, 256, 512)):
+        cell = cell_anchors([size], [0.5, 1, 2], rounded=True)
+        np.testing.assert_array_equal(cell, golden[f"torchvision.level{level}.cell_anchors"])
+        height, width = golden["torchvision.grids"][level].tolist()
+        # torchvision's stride is the image's side divided by the map's, rounded down
+        strides = [
+            int(side) // n for side, n in zip(golden["torchvision.image_size"], (height, width), strict=True)
+        ]
+        if strides[0] == strides[1]:
+            found = grid_anchors(cell, height, width, strides[0]).numpy()
+            part = golden["torchvision.anchors_all_levels"][sum(map(len, every)) :][: len(found)]
+            np.testing.assert_array_equal(found, part)
+        every.append(np.zeros((3 * height * width, 4)))
+
+
+def test_an_empty_map_has_no_anchors():
+    assert grid_anchors(cell_anchors([32], [1]), 0, 5, 16).shape == (0, 4)
