@@ -30,7 +30,7 @@ bench-unet: install
 	$(BIN)/python benchmarks/unet.py
 
 # The three rounds in which unet_isbi2012 was trained (zoo/unet_isbi2012.md); ALL=--all-data for the shipped weights.
-TRAIN_ISBI = $(BIN)/keras-seg train unet_isbi2012 --data $(DATA)/isbi2012 --resume $(ALL) --output runs/isbi_round
+TRAIN_ISBI = $(BIN)/keras-seg train unet_isbi2012 --data $(DATA)/isbi2012 --resume $(ALL) --output runs/isbi$(if $(ALL),_all)_round
 DEFORMED := --set data.membrane_edge_weight=1 --set data.augmentation.elastic_sigma=10 \
   --set data.augmentation.rotation=any --set training.optimizer.learning_rate=1.0e-3
 ROUND1 := $(DEFORMED) --set data.weight_map.w0=10 --set training.seed=0 --set training.steps=2200 \
@@ -38,8 +38,8 @@ ROUND1 := $(DEFORMED) --set data.weight_map.w0=10 --set training.seed=0 --set tr
 ROUND2 := $(DEFORMED) --set training.seed=1 --set training.steps=1000
 train-isbi: install
 	$(TRAIN_ISBI)1 $(ROUND1)
-	$(TRAIN_ISBI)2 $(ROUND2) --weights runs/isbi_round1/last.weights.h5
-	$(TRAIN_ISBI)3 --weights runs/isbi_round2/last.weights.h5
+	$(TRAIN_ISBI)2 $(ROUND2) --weights runs/isbi$(if $(ALL),_all)_round1/last.weights.h5
+	$(TRAIN_ISBI)3 --weights runs/isbi$(if $(ALL),_all)_round2/last.weights.h5
 
 wheel: install
 	$(BIN)/python -m build --wheel

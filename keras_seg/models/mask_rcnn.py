@@ -1,0 +1,287 @@
+"""Mask R-CNN (He et al. 2017) and its relatives: Faster R-CNN, Keypoint R-CNN, on C4, DC5, C5 or a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_seg.backbones import fpn, res5_head, resnet
+from keras_seg.backbones.resnet import STRIDES, VARIANTS
+from keras_seg.heads import box_head as box_head_model
+from keras_seg.heads import box_predictor, keypoint_head, rpn_head
+from keras_seg.heads import mask_head as mask_head_model
+from keras_seg.models.rcnn_layers import (
+    ClassMasks,
+    DecodeKeypoints,
+    NormalizePixels,
+    PoolRegions,
+    Regions,
+    Scatter,
+    SelectDetections,
+    SelectProposals,
+)
+
+STRUCTURES = ("fpn", "c4", "dc5", "c5")
+# Of the maps that regions are pooled from: where a structure takes them, and at which stride.
+SINGLE_MAP = {"c4": ("res4", 16), "dc5": ("res5", 16), "c5": ("res5", 32)}
+FPN_STRIDES, FPN_SIZES, SINGLE_SIZES = (4, 8, 16, 32, 64), (32, 64, 128, 256, 512), (32, 64, 128, 256, 512)
+PARTS = ("backbone", "fpn", "rpn", "res5", "box_head", "box_predictor", "mask_head", "keypoint_head")
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class MaskRCNN(keras.Model):
+    """The functional model that `mask_rcnn` builds; its configuration is the builder's arguments."""
+
+    def __init__(self, *, name: str = "mask_rcnn", **arguments: Any) -> None:
+        inputs, outputs = _graph(**arguments)
+        super().__init__(inputs, outputs, name=name)
+        self.arguments = arguments
+        for field, value in arguments.items():
+            setattr(self, field, value)
+
+    @property
+    def size_divisor(self) -> int:
+        """Sides of a padded image must be multiples of this."""
+        return 32 if self.structure == "fpn" else 1
+
+    @property
+    def parts(self) -> dict[str, keras.Model]:
+        """The networks within by name, of `PARTS` those that this model has: for weights, and for freezing."""
+        names = {layer.name for layer in self.layers}
+        return {part: self.get_layer(part) for part in PARTS if part in names}
+
+    def get_config(self) -> dict:
+        return {**self.arguments, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> MaskRCNN:
+        return cls(**config)
+
+
+def mask_rcnn(
+    classes: int = 80,
+    *,
+    class_names: Sequence[str] | None = None,
+    backbone: str = "resnet50",
+    structure: str = "fpn",
+    width: int = 64,
+    fpn_channels: int = 256,
+    fpn_normalization: str | None = None,
+    normalization: str = "frozen",
+    norm_eps: float = 1e-5,
+    stride_in_1x1: bool = True,
+    pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+    pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+    anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    anchors_rounded: bool = False,
+    rpn_convs: int = 1,
+    pre_nms_proposals: int | None = None,
+    proposals: int = 1000,
+    rpn_nms: float = 0.7,
+    rpn_min_size: float = 0.0,
+    box_head: str = "fc",
+    box_head_channels: int = 1024,
+    class_agnostic_boxes: bool = False,
+    box_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+    score_threshold: float = 0.05,
+    box_nms: float = 0.5,
+    detections: int = 100,
+    box_min_size: float = 0.0,
+    masks: bool = True,
+    mask_head: str = "conv",
+    mask_channels: int = 256,
+    mask_loss: str = "sigmoid",
+    class_agnostic_masks: bool = False,
+    keypoints: int = 0,
+    keypoint_names: Sequence[str] | None = None,
+    keypoint_channels: int = 512,
+    roi: str = "align",
+    roi_sampling: int = 0,
+    roi_aligned: bool = True,
+    roi_pooling: str = "average",
+    convention: str = "detectron2",
+    short_side: int = 800,
+    max_side: int = 1333,
+    name: str = "mask_rcnn",
+) -> MaskRCNN:
+    """A detector that computes what Detectron2's or torchvision's does.
+
+    Input: {"image": float [B, H, W, 3], RGB, 0-255, padded at the bottom and at the right (structure "fpn": to
+    multiples of 32), "size": [B, 2], the true height and width}. Output, D = `detections`, sorted by score, zeros
+    after the last: {"boxes": float32 [B, D, 4] in pixels of the input, "scores": [B, D], "classes": int32 [B, D],
+    "num_detections": int32 [B], and with the branches "masks": [B, D, m, m] probabilities and "keypoints":
+    [B, D, K, 3]: x, y, score}.
+
+    Args:
+        classes: K, without the background, which is the last of the class logits.
+        class_names: one for each class, kept with the model.
+        backbone: one of `backbones.resnet.VARIANTS`.
+        structure: "fpn"; "c4": res5 is the head (He et al. 2017, Figure 4 left); "dc5": res5 at stride 16; "c5": res5
+            at stride 32. The last two have the pyramid's heads.
+        width: channels of the stem; 64 in all published networks.
+        fpn_channels: of the pyramid's maps.
+        fpn_normalization: of the pyramid, None or as `normalization`.
+        normalization: of the backbone: "frozen", "batch" or "group"; norm_eps: added to the variance.
+        stride_in_1x1: see `backbones.resnet`.
+        pixel_mean, pixel_std: RGB, 0-255.
+        anchor_ratios: height over width. anchors_rounded: to whole pixels (torchvision).
+        rpn_convs: 3x3 convolutions of the proposal head.
+        pre_nms_proposals: kept of each level before suppression; None: 1000 with a pyramid, else 6000.
+        proposals: kept of an image after it (the paper: 300 for C4, 1000 with a pyramid).
+        rpn_nms, box_nms: overlaps above which the worse of two boxes goes.
+        rpn_min_size, box_min_size: least sides of a box in pixels.
+        box_head: "fc", or "conv_fc" (torchvision's v2); c4 has its own. box_head_channels: of its dense layers.
+        class_agnostic_boxes: one box for all classes.
+        box_weights: factors of the box deltas.
+        score_threshold: of detections. detections: D.
+        masks: with the mask branch. mask_head: see `heads.mask_head`; c4 has its own. mask_channels: of it.
+        mask_loss: "sigmoid", or "softmax" over the classes (Table 2b). class_agnostic_masks: one for all classes.
+        keypoints: number of keypoints; 0 for no such branch. keypoint_names: one for each. keypoint_channels: of it.
+        roi: "align", "pool" or "warp" (Table 2c). roi_sampling: samples a bin and axis; 0 adapts to the region.
+        roi_aligned: half-pixel offset, as Detectron2's RoIAlignV2. roi_pooling: "average" or "max".
+        convention: "detectron2" or "torchvision": of resizing and of pasting masks, for `keras_seg.segment`.
+        short_side, max_side: images are resized to this shorter side, unless the longer one exceeds the other.
+
+    Not under XLA: how many boxes survive is data.
+
+    Raises:
+        ValueError: an argument outside its range, or contradictory ones.
+    """
+    arguments = {key: value for key, value in locals().items() if key != "name"}
+    _check_arguments(arguments)
+    return MaskRCNN(**arguments, name=name)
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    choices = {
+        "backbone": tuple(VARIANTS),
+        "structure": STRUCTURES,
+        "mask_loss": ("sigmoid", "softmax"),
+        "roi": ("align", "pool", "warp"),
+        "roi_pooling": ("average", "max"),
+        "convention": ("detectron2", "torchvision"),
+    }
+    for field, allowed in choices.items():
+        if arguments[field] not in allowed:
+            raise ValueError(
+                f"mask_rcnn: {field} must be one of {', '.join(map(repr, allowed))}, got {arguments[field]!r}"
+            )
+    for field in ("classes", "width", "fpn_channels", "proposals", "detections", "short_side", "max_side"):
+        value = arguments[field]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"mask_rcnn: {field} must be a positive integer, got {value!r}")
+    for field, count in (("class_names", arguments["classes"]), ("keypoint_names", arguments["keypoints"])):
+        names = arguments[field]
+        if names is not None and len(names) != count:
+            raise ValueError(f"mask_rcnn: {len(names)} {field} for {count}")
+    if arguments["short_side"] > arguments["max_side"]:
+        raise ValueError(
+            f"mask_rcnn: short_side={arguments['short_side']} is longer than max_side={arguments['max_side']}"
+        )
+    if not arguments["masks"] and arguments["class_agnostic_masks"]:
+        raise ValueError("mask_rcnn: class_agnostic_masks=True, but masks=False")
+    if arguments["class_agnostic_masks"] and arguments["mask_loss"] == "softmax":
+        raise ValueError("mask_rcnn: a softmax over classes needs class-specific masks")
+    if arguments["structure"] == "c4":
+        if arguments["keypoints"]:
+            raise ValueError("mask_rcnn: the keypoint branch needs structure 'fpn', 'dc5' or 'c5', got 'c4'")
+        changed = [f for f, v in (("box_head", "fc"), ("mask_head", "conv")) if arguments[f] != v]
+        if changed:
+            raise ValueError(f"mask_rcnn: structure 'c4' has its own heads, so {changed[0]} cannot be chosen")
+
+
+def _graph(**a: Any) -> tuple[dict, dict]:
+    """Inputs and outputs; the arguments are those of `mask_rcnn`."""
+    image = keras.Input((None, None, 3), name="image")
+    size = keras.Input((2,), name="size")
+    pyramid = a["structure"] == "fpn"
+    x = NormalizePixels(a["pixel_mean"], a["pixel_std"], name="normalize")(image, size)
+    common = {key: a[key] for key in ("normalization", "norm_eps", "stride_in_1x1", "width")}
+    if pyramid:
+        maps = resnet(a["backbone"], **common)(x)
+        counts = [level.shape[-1] for level in maps]
+        maps = fpn(counts, a["fpn_channels"], normalization=a["fpn_normalization"], norm_eps=a["norm_eps"])(
+            maps
+        )
+        strides, sizes = FPN_STRIDES, [[side] for side in FPN_SIZES]
+    else:
+        stage, stride = SINGLE_MAP[a["structure"]]
+        dilation = STRIDES[stage] // stride
+        maps = [resnet(a["backbone"], outputs=[stage], res5_dilation=dilation, **common)(x)]
+        strides, sizes = (stride,), [list(SINGLE_SIZES)]
+
+    anchors = len(sizes[0]) * len(a["anchor_ratios"])
+    rpn = rpn_head(maps[0].shape[-1], anchors, convs=a["rpn_convs"])
+    logits, deltas = zip(*(rpn(level) for level in maps), strict=True)
+    boxes, count = SelectProposals(
+        sizes,
+        a["anchor_ratios"],
+        strides,
+        a["anchors_rounded"],
+        a["pre_nms_proposals"] or (1000 if pyramid else 6000),
+        a["proposals"],
+        a["rpn_nms"],
+        a["rpn_min_size"],
+        name="proposals",
+    )(list(logits), list(deltas), size)
+
+    pooled_maps = maps[:4] if pyramid else maps
+
+    def pool(side: int, name: str, boxes: keras.KerasTensor, images: keras.KerasTensor) -> keras.KerasTensor:
+        return PoolRegions(
+            side, strides[: len(pooled_maps)], a["roi_sampling"], a["roi_aligned"], a["roi_pooling"], a["roi"],
+            name=name,
+        )(pooled_maps, boxes, images)  # fmt: skip
+
+    regions, images = Regions(name="proposal_regions")(boxes, count)
+    c4 = a["structure"] == "c4"
+    if c4:
+        res5 = res5_head(a["backbone"], **common)
+        features = layers.GlobalAveragePooling2D(name="box_average")(
+            res5(pool(14, "box_pool", regions, images))
+        )
+    else:
+        head = box_head_model(
+            pooled_maps[0].shape[-1],
+            kind=a["box_head"],
+            channels=a["box_head_channels"],
+            norm_eps=a["norm_eps"],
+        )
+        features = head(pool(7, "box_pool", regions, images))
+    predictor = box_predictor(features.shape[-1], a["classes"], class_agnostic=a["class_agnostic_boxes"])
+    class_logits, box_deltas = predictor(features)
+    boxes, scores, classes, count = SelectDetections(
+        a["box_weights"], a["score_threshold"], a["box_nms"], a["detections"], a["box_min_size"], name="detections"
+    )(
+        Scatter(name="class_logits")(class_logits, boxes, count),
+        Scatter(name="box_deltas")(box_deltas, boxes, count),
+        boxes,
+        count,
+        size,
+    )  # fmt: skip
+    outputs = {"boxes": boxes, "scores": scores, "classes": classes, "num_detections": count}
+
+    regions, images = Regions(name="detection_regions")(boxes, count)
+    if a["masks"]:
+        region = pool(14, "mask_pool", regions, images)
+        region = res5(region) if c4 else region
+        head = mask_head_model(
+            region.shape[-1],
+            1 if a["class_agnostic_masks"] else a["classes"],
+            kind="deconv" if c4 else a["mask_head"],
+            side=7 if c4 else 14,
+            channels=a["mask_channels"],
+            norm_eps=a["norm_eps"],
+        )
+        own = ClassMasks(a["mask_loss"], name="class_masks")(head(region), classes, count)
+        outputs["masks"] = Scatter(name="masks")(own, boxes, count)
+    if a["keypoints"]:
+        head = keypoint_head(pooled_maps[0].shape[-1], a["keypoints"], channels=a["keypoint_channels"])
+        heatmaps = head(pool(14, "keypoint_pool", regions, images))
+        score = "logit" if a["convention"] == "torchvision" else "probability"
+        found = DecodeKeypoints(score, name="decode_keypoints")(heatmaps, regions)
+        outputs["keypoints"] = Scatter(name="keypoints")(found, boxes, count)
+    return {"image": image, "size": size}, outputs

@@ -1,0 +1,256 @@
+"""The steps of a Mask R-CNN between its networks, as Keras layers: regions are data, so these are not convolutions.
+
+Regions of a batch travel as one flat list [N, …] with the image that each belongs to; results as [B, D, …] with zeros
+after each image's last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from keras_seg.ops.anchors import cell_anchors, grid_anchors
+from keras_seg.ops.boxes import decode
+from keras_seg.ops.detections import select_detections
+from keras_seg.ops.keypoints import decode_heatmaps
+from keras_seg.ops.proposals import select_proposals
+from keras_seg.ops.roi_align import multilevel_roi_align
+
+
+class _Configured(layers.Layer):
+    """A layer whose configuration is its keyword arguments, kept as attributes."""
+
+    def __init__(self, options: dict[str, Any], **kwargs) -> None:
+        super().__init__(**kwargs)
+        self._options = options
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), **self._options}
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class NormalizePixels(_Configured):
+    """(pixels - mean) / std within each image's true size, and 0 in its padding."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], **kwargs) -> None:
+        super().__init__({"mean": list(mean), "std": list(std)}, **kwargs)
+
+    def call(self, image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+        """image: [B, H, W, 3], RGB, 0-255; size: [B, 2], true height and width. Returns [B, H, W, 3].
+
+        InvalidArgumentError if a size is larger than the padded image.
+        """
+        padded = tf.shape(image)[1:3]
+        size = tf.cast(size, tf.int32)
+        message = "Mask R-CNN: `size` must be the images' true height and width, within the padded image. Got"
+        fits = tf.debugging.Assert(tf.reduce_all((size <= padded) & (size > 0)), [message, size, padded])
+        with tf.control_dependencies([fits]):
+            inside = (
+                tf.sequence_mask(size[:, 0], padded[0])[:, :, None]
+                & tf.sequence_mask(size[:, 1], padded[1])[:, None]
+            )
+        normal = (tf.cast(image, tf.float32) - self.mean) / self.std
+        return tf.cast(tf.where(inside[..., None], normal, 0), self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class SelectProposals(_Configured):
+    """Anchors and `ops.proposals.select_proposals`."""
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+        strides: Sequence[int],
+        rounded: bool,
+        pre_nms: int,
+        post_nms: int,
+        nms_threshold: float,
+        min_size: float,
+        **kwargs,
+    ) -> None:
+        options = {
+            key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")
+        }
+        super().__init__(options, **{"dtype": "float32", **kwargs})
+
+    def anchors(self, logits: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """float32 [H_l * W_l * A, 4] for each level's logits [B, H_l, W_l, A]."""
+        cells = [cell_anchors(sizes, self.ratios, self.rounded) for sizes in self.sizes]
+        return [
+            grid_anchors(cell, tf.shape(level)[1], tf.shape(level)[2], stride)
+            for cell, level, stride in zip(cells, logits, self.strides, strict=True)
+        ]
+
+    def call(
+        self, logits: Sequence[tf.Tensor], deltas: Sequence[tf.Tensor], size: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """logits, deltas: [B, H_l, W_l, A] and [B, H_l, W_l, 4A] a level. Returns boxes [B, P, 4], count int32 [B]."""
+        batch = tf.shape(size)[0]
+        boxes, _, count = select_proposals(
+            [tf.reshape(level, [batch, -1]) for level in logits],
+            [tf.reshape(level, [batch, -1, 4]) for level in deltas],
+            self.anchors(logits),
+            tf.cast(size, tf.float32),
+            pre_nms=self.pre_nms,
+            post_nms=self.post_nms,
+            nms_threshold=self.nms_threshold,
+            min_size=self.min_size,
+        )
+        return boxes, count
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class Regions(layers.Layer):
+    """The true boxes of a batch as one list, and never an empty one.
+
+    Convolutions fail on empty batches, so an image [B = 0 boxes] gives one region of no extent at its end; `Scatter`
+    drops it.
+    """
+
+    def call(self, boxes: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """boxes: [B, P, 4]; count: [B]. Returns boxes [N + 1, 4] and images int32 [N + 1]: by image, then one more."""
+        there = tf.sequence_mask(count, tf.shape(boxes)[1])
+        images = tf.cast(tf.where(there)[:, 0], tf.int32)
+        return (
+            tf.concat([tf.boolean_mask(boxes, there), tf.zeros([1, 4])], 0),
+            tf.concat([images, tf.zeros([1], tf.int32)], 0),
+        )
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class PoolRegions(_Configured):
+    """`ops.roi_align.multilevel_roi_align`."""
+
+    def __init__(
+        self,
+        output_size: int,
+        strides: Sequence[int],
+        sampling_ratio: int = 0,
+        aligned: bool = True,
+        pool: str = "average",
+        operation: str = "align",
+        implementation: str = "auto",
+        **kwargs,
+    ) -> None:
+        options = {
+            key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")
+        }
+        super().__init__(options, **kwargs)
+
+    def call(self, features: Sequence[tf.Tensor], boxes: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+        """features: [B, H_l, W_l, C] a level; boxes: [N, 4]; images: int32 [N]. Returns [N, s, s, C]."""
+        return multilevel_roi_align(
+            list(features),
+            boxes,
+            images,
+            self.output_size,
+            self.strides,
+            self.sampling_ratio,
+            aligned=self.aligned,
+            pool=self.pool,
+            operation=self.operation,
+            implementation=self.implementation,
+        )
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class Scatter(layers.Layer):
+    """Undoes `Regions` for what was computed for each region."""
+
+    def call(self, values: tf.Tensor, boxes: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """values: [N + 1, …]; boxes: [B, P, 4], for their number; count: [B]. Returns [B, P, …], zeros after count."""
+        there = tf.sequence_mask(count, tf.shape(boxes)[1])
+        places = tf.where(there)
+        shape = tf.concat([tf.shape(boxes, tf.int64)[:2], tf.shape(values, tf.int64)[1:]], 0)
+        return tf.ensure_shape(
+            tf.scatter_nd(places, values[:-1], shape), [None, boxes.shape[1], *values.shape[1:]]
+        )
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class SelectDetections(_Configured):
+    """`ops.detections.select_detections` of decoded boxes and class probabilities."""
+
+    def __init__(
+        self,
+        box_weights: Sequence[float],
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+        min_size: float,
+        **kwargs,
+    ) -> None:
+        options = {
+            key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")
+        }
+        super().__init__(options, **{"dtype": "float32", **kwargs})
+
+    def call(
+        self, logits: tf.Tensor, deltas: tf.Tensor, proposals: tf.Tensor, count: tf.Tensor, size: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """logits: [B, P, K + 1], background last; deltas: [B, P, 4K or 4]; proposals: [B, P, 4]; count: [B].
+
+        Returns boxes [B, D, 4], scores [B, D], classes int32 [B, D], their number int32 [B].
+        """
+        shape = tf.shape(proposals)
+        boxes = decode(
+            tf.reshape(deltas, [shape[0], shape[1], deltas.shape[-1] // 4, 4]),
+            proposals[:, :, None],
+            self.box_weights,
+        )
+        boxes, scores, classes, number = select_detections(
+            boxes,
+            tf.nn.softmax(logits)[..., :-1],
+            count,
+            tf.cast(size, tf.float32),
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+            min_size=self.min_size,
+        )
+        most = self.max_detections
+        return (
+            tf.ensure_shape(boxes, [None, most, 4]),
+            tf.ensure_shape(scores, [None, most]),
+            tf.ensure_shape(classes, [None, most]),
+            number,
+        )
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class ClassMasks(_Configured):
+    """Mask probabilities of each region's own class."""
+
+    def __init__(self, loss: str = "sigmoid", **kwargs) -> None:
+        super().__init__({"loss": loss}, **{"dtype": "float32", **kwargs})
+
+    def call(self, logits: tf.Tensor, classes: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """logits: [N + 1, m, m, K], or one class-agnostic mask; classes: int32 [B, D]; count: [B].
+
+        Returns float32 [N + 1, m, m].
+        """
+        probabilities = tf.nn.softmax(logits) if self.loss == "softmax" else tf.sigmoid(logits)
+        if logits.shape[-1] == 1:
+            return probabilities[..., 0]
+        own = tf.boolean_mask(classes, tf.sequence_mask(count, tf.shape(classes)[1]))
+        own = tf.concat([own, [0]], 0)
+        return tf.gather(tf.transpose(probabilities, [0, 3, 1, 2]), own, batch_dims=1)
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class DecodeKeypoints(_Configured):
+    """`ops.keypoints.decode_heatmaps`."""
+
+    def __init__(self, score: str = "probability", **kwargs) -> None:
+        super().__init__({"score": score}, **{"dtype": "float32", **kwargs})
+
+    def call(self, logits: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+        """logits: [N, m, m, K]; boxes: [N, 4]. Returns float32 [N, K, 3]: x, y, score."""
+        return tf.ensure_shape(decode_heatmaps(logits, boxes, score=self.score), [None, logits.shape[-1], 3])
