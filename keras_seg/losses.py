@@ -1,4 +1,10 @@
-"""U-Net's weighted cross-entropy (equation 1) and the weight map of equation 2 (Ronneberger et al. 2015, Section 3)."""
+"""What networks are trained to make small.
+
+U-Net: the weighted cross-entropy (equation 1) and the weight map of equation 2 (Ronneberger et al. 2015, Section 3).
+Mask R-CNN: L = L_cls + L_box + L_mask of the regions (He et al. 2017, Section 3), the same two of the proposals (Ren et
+al. 2015, Section 3.1.2) and the keypoints' (He et al. 2017, Section 5). All in float32, whatever comes in; all are 0, and
+not NaN, when there is nothing to learn from; and all work under XLA.
+"""
 
 from __future__ import annotations
 
@@ -130,6 +136,148 @@ def weighted_crossentropy(
     if weights is not None:
         entropy = entropy * weights
     return tf.math.divide_no_nan(tf.reduce_sum(entropy), tf.reduce_sum(tf.cast(known, tf.float32)))
+
+
+def rpn_losses(
+    logits: tf.Tensor,
+    deltas: tf.Tensor,
+    labels: tf.Tensor,
+    targets: tf.Tensor,
+    normalizer: tf.Tensor | float,
+    beta: float = 0.0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Losses of the region proposal network, of objectness and of boxes: two scalars.
+
+    Args:
+        logits: [..., A] objectness.
+        deltas: [..., A, 4].
+        labels: int [..., A]: 1 positive, 0 negative, -1 not sampled.
+        targets: [..., A, 4], the deltas to the matched boxes; looked at where the label is 1, and need not be finite
+            elsewhere.
+        normalizer: what both sums are divided by. Detectron2: samples wanted an image times images; torchvision: the
+            samples that there are. At least 1 is taken.
+        beta: of the smooth L1 loss of boxes, in units of deltas; 0 is L1 (Detectron2). torchvision: 1/9.
+    """
+    import tensorflow as tf
+
+    positive = labels == 1
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(
+        tf.cast(positive, tf.float32), tf.cast(logits, tf.float32)
+    )
+    box = _smooth_l1(tf.cast(deltas, tf.float32), targets, positive[..., None], beta)
+    normalizer = tf.maximum(tf.cast(normalizer, tf.float32), 1)
+    return tf.reduce_sum(tf.where(labels >= 0, entropy, 0)) / normalizer, tf.reduce_sum(box) / normalizer
+
+
+def box_losses(
+    logits: tf.Tensor,
+    deltas: tf.Tensor,
+    classes: tf.Tensor,
+    targets: tf.Tensor,
+    normalizer: tf.Tensor | float | None = None,
+    beta: float = 0.0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Losses of the box head, of classes and of boxes: two scalars.
+
+    Args:
+        logits: [R, K + 1], the background last.
+        deltas: [R, 4K] for each class, or [R, 4] for all.
+        classes: int [R]: K is the background, -1 a row that does not count.
+        targets: [R, 4], the deltas to the matched boxes; looked at where there is a foreground class, and need not be
+            finite elsewhere.
+        normalizer: what both sums are divided by; None: the rows that count (Detectron2 and torchvision). At least 1
+            is taken.
+        beta: as in `rpn_losses`.
+    """
+    import tensorflow as tf
+
+    logits, deltas = tf.cast(logits, tf.float32), tf.cast(deltas, tf.float32)
+    background = logits.shape[-1] - 1
+    counts = classes >= 0
+    foreground = counts & (classes < background)
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(classes, 0), logits)
+    if deltas.shape[-1] != 4:
+        own = tf.where(foreground, classes, 0)
+        deltas = tf.gather(tf.reshape(deltas, [-1, background, 4]), own, batch_dims=1)
+    box = _smooth_l1(deltas, targets, foreground[:, None], beta)
+    normalizer = _count(counts) if normalizer is None else tf.cast(normalizer, tf.float32)
+    normalizer = tf.maximum(normalizer, 1)
+    return tf.reduce_sum(tf.where(counts, entropy, 0)) / normalizer, tf.reduce_sum(box) / normalizer
+
+
+def mask_loss(
+    logits: tf.Tensor, targets: tf.Tensor, classes: tf.Tensor, activation: str = "sigmoid"
+) -> tf.Tensor:
+    """Mean cross-entropy of the masks' pixels: a scalar.
+
+    Args:
+        logits: [R, m, m, K]; [R, m, m, 1] for one mask for all classes; with "softmax" [R, m, m, K + 1], the
+            background last.
+        targets: bool or 0/1 [R, m, m], the true masks within the regions.
+        classes: int [R]; -1 is a row that does not count.
+        activation: "sigmoid": a binary cross-entropy on the true class's mask alone (He et al. 2017, Section 3); or
+            "softmax": each pixel is of the true class or of the background, in competition (Table 2b).
+
+    Raises:
+        ValueError: another activation.
+    """
+    import tensorflow as tf
+
+    if activation not in ("sigmoid", "softmax"):
+        raise ValueError(f"mask_loss: activation must be 'sigmoid' or 'softmax', got {activation!r}")
+    logits = tf.cast(logits, tf.float32)
+    counts = classes >= 0
+    own = tf.where(counts, classes, 0)
+    if activation == "softmax":
+        pixels = tf.where(tf.cast(targets, tf.bool), own[:, None, None], logits.shape[-1] - 1)
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(pixels, logits)
+    else:
+        # the class's map is taken by a product: a gather along the last axis has a slow, scattering gradient
+        own = tf.zeros_like(own) if logits.shape[-1] == 1 else own
+        chosen = tf.einsum("rhwk,rk->rhw", logits, tf.one_hot(own, logits.shape[-1]))
+        entropy = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(targets, tf.float32), chosen)
+    each = tf.reduce_mean(entropy, (1, 2))
+    return tf.reduce_sum(tf.where(counts, each, 0)) / tf.maximum(_count(counts), 1)
+
+
+def keypoint_loss(
+    logits: tf.Tensor, indices: tf.Tensor, valid: tf.Tensor, normalizer: tf.Tensor | float | None = None
+) -> tf.Tensor:
+    """Cross-entropy over the m * m places of each visible keypoint (He et al. 2017, Section 5): a scalar.
+
+    Args:
+        logits: [R, m, m, K].
+        indices: int [R, K], the true places y * m + x (`ops.keypoints.keypoint_targets`).
+        valid: bool [R, K]: the keypoint is visible and within its region.
+        normalizer: what the sum is divided by; None: the number of valid keypoints, at least 1. Detectron2's
+            alternative: keypoints of a person times positive regions wanted in the batch.
+    """
+    import tensorflow as tf
+
+    shape = tf.shape(logits)
+    flat = tf.reshape(tf.cast(logits, tf.float32), [shape[0], shape[1] * shape[2], shape[3]])
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        tf.where(valid, indices, 0), tf.transpose(flat, [0, 2, 1])
+    )
+    total = tf.reduce_sum(tf.where(valid, entropy, 0))
+    return total / (tf.maximum(_count(valid), 1) if normalizer is None else tf.cast(normalizer, tf.float32))
+
+
+def _count(true: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.reduce_sum(tf.cast(true, tf.float32))
+
+
+def _smooth_l1(deltas: tf.Tensor, targets: tf.Tensor, where: tf.Tensor, beta: float) -> tf.Tensor:
+    """Girshick 2015, Section 2.3: quadratic up to `beta`, linear beyond; 0 outside `where`, of the gradient too."""
+    import tensorflow as tf
+
+    # the choice comes before the arithmetic: a NaN that is only dropped afterwards stays in the gradient
+    error = tf.abs(tf.where(where, deltas, 0) - tf.where(where, tf.cast(targets, tf.float32), 0))
+    if beta <= 0:
+        return error
+    return tf.where(error < beta, 0.5 * error**2 / beta, error - 0.5 * beta)
 
 
 def _check_labels(labels: np.ndarray) -> np.ndarray:

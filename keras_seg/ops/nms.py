@@ -30,12 +30,19 @@ def batched_nms(
     coordinates would lose the bits that decide at the threshold.
     """
     present = tf.unique(groups).y
-    kept = tf.TensorArray(tf.int32, tf.size(present) + 1, element_shape=[None], infer_shape=False)
-    kept = kept.write(tf.size(present), tf.zeros([0], tf.int32))  # an array without elements cannot be joined
-    for place in tf.range(tf.size(present)):
+
+    def add(place: tf.Tensor, kept: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         members = tf.cast(tf.where(groups == present[place])[:, 0], tf.int32)
         chosen = nms(tf.gather(boxes, members), tf.gather(scores, members), iou_threshold, max_output)
-        kept = kept.write(place, tf.gather(members, chosen))
-    indices = tf.sort(kept.concat())
+        return place + 1, tf.concat([kept, tf.gather(members, chosen)], 0)
+
+    # spelled out, since Keras calls layers without AutoGraph
+    _, kept = tf.while_loop(
+        lambda place, _: place < tf.size(present),
+        add,
+        (tf.constant(0), tf.zeros([0], tf.int32)),
+        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None])),
+    )
+    indices = tf.sort(kept)
     best = tf.argsort(tf.gather(scores, indices), direction="DESCENDING", stable=True)
     return tf.gather(indices, best)[:max_output]
