@@ -13,7 +13,12 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool 
 
     sizes: square roots of the areas, in pixels. ratios: height over width. rounded: to whole pixels, as torchvision
     does. Detectron2's order: for each size, all ratios; torchvision's is the same for one size a level.
+
+    Raises:
+        ValueError: a size or a ratio that is not positive.
     """
+    if not all(value > 0 for value in (*sizes, *ratios)):
+        raise ValueError(f"cell_anchors: sizes and ratios must be positive, got {[*sizes]} and {[*ratios]}")
     anchors = []
     for size in sizes:
         for ratio in ratios:
@@ -34,7 +39,7 @@ def grid_anchors(
 ) -> tf.Tensor:
     """The cell's anchors at every place of a feature map [height, width]: float32 [height * width * A, 4], by y, x, anchor.
 
-    stride: pixels of the image a step. offset: of the first cell, in strides.
+    stride: pixels of the image a step. offset: of the first cell, in strides. Under XLA height and width must be static.
     """
     y = (tf.range(height, dtype=tf.float32) + offset) * stride
     x = (tf.range(width, dtype=tf.float32) + offset) * stride

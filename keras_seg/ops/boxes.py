@@ -1,4 +1,7 @@
-"""Boxes [x1, y1, x2, y2] in continuous pixels (pixel i covers [i, i + 1)), and how they are coded as deltas."""
+"""Boxes [x1, y1, x2, y2] in continuous pixels (pixel i covers [i, i + 1)), and how they are coded as deltas.
+
+All work under XLA.
+"""
 
 from __future__ import annotations
 

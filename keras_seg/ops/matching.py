@@ -1,4 +1,7 @@
-"""Which ground truth an anchor or a proposal stands for, and which of them a loss looks at."""
+"""Which ground truth an anchor or a proposal stands for, and which of them a loss looks at.
+
+`match` works under XLA; `sample_labels` does not, since the number of samples is data.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,16 @@ def match(
     A ground truth that overlaps nothing makes nothing positive; in Detectron2 it makes every candidate positive that
     overlaps it as little as all others do, with an overlap of 0: that is, nearly all.
 
-    Returns matches int32 [A], labels int32 [A]. Without ground truth: all 0, and the lowest label.
+    Returns matches int32 [A], labels int32 [A]. Without ground truth: all 0, and the first label.
+
+    Raises:
+        ValueError: not one label more than thresholds, or thresholds that do not rise.
     """
+    if len(labels) != len(thresholds) + 1 or list(thresholds) != sorted(set(thresholds)):
+        raise ValueError(
+            "match: needs rising thresholds and one label more than thresholds, got "
+            f"{[*thresholds]} and {[*labels]}"
+        )
     candidates = tf.shape(iou)[1]
 
     def with_truth() -> tuple[tf.Tensor, tf.Tensor]:

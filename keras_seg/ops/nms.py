@@ -1,6 +1,7 @@
 """Non-maximum suppression: of boxes that overlap by more than a threshold, the one with the highest score stays.
 
-Memory grows with the number of boxes, not with its square. Not under XLA, since the number of survivors is data.
+Memory grows with the number of boxes, not with its square. `nms` works under XLA, where memory does grow with the square;
+`batched_nms` does not.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ def nms(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_output: t
     boxes: float32 [N, 4]; scores: float32 [N]. A box goes if its overlap (intersection over union) with a better
     survivor is strictly above `iou_threshold`; of equal scores the lower index is the better.
     """
-    return tf.image.non_max_suppression(boxes, scores, max_output, iou_threshold)
+    most = tf.minimum(max_output, tf.size(scores))  # XLA's takes no more than there are
+    return tf.image.non_max_suppression(boxes, scores, most, iou_threshold)
 
 
 def batched_nms(

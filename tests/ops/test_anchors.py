@@ -38,5 +38,11 @@ def test_anchors_are_torchvisions(shared):
         every.append(np.zeros((3 * height * width, 4)))
 
 
+@pytest.mark.parametrize("sizes, ratios", [([0], [1]), ([32], [-1, 1])])
+def test_sizes_and_ratios_must_be_positive(sizes, ratios):
+    with pytest.raises(ValueError, match="cell_anchors: sizes and ratios must be positive"):
+        cell_anchors(sizes, ratios)
+
+
 def test_an_empty_map_has_no_anchors():
     assert grid_anchors(cell_anchors([32], [1]), 0, 5, 16).shape == (0, 4)

@@ -8,6 +8,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_seg.ops.anchors import cell_anchors, grid_anchors
+from keras_seg.ops.boxes import pairwise_iou
 from keras_seg.ops.matching import match, sample_labels
 
 RPN, ROI = ((0.3, 0.7), (0, -1, 1)), ((0.5,), (0, 1))
@@ -35,11 +37,69 @@ def test_a_truth_that_overlaps_nothing_makes_nothing_positive(shared):
         np.testing.assert_array_equal(labels, golden[f"gt_without_overlap.{kind}.labels"])
 
 
+def test_tied_candidates_are_all_the_best(shared):
+    golden = np.load(shared / "golden/ops/matcher.npz")
+    matches, labels = match(tf.constant(golden["tied.iou"]), *KINDS["rpn"])
+    np.testing.assert_array_equal(matches, golden["tied.rpn.matches"])
+    # the third truth overlaps nothing, so the third candidate stays undecided (0.6); Detectron2: all positive
+    np.testing.assert_array_equal(labels, [1, 1, -1, 1])
+
+
+@pytest.mark.parametrize("thresholds, labels", [((0.5,), (0, -1, 1)), ((0.7, 0.3), (0, -1, 1))])
+def test_thresholds_and_labels_that_do_not_fit(thresholds, labels):
+    with pytest.raises(ValueError, match="match: needs rising thresholds and one label more than thresholds"):
+        match(tf.zeros([1, 1]), thresholds, labels)
+
+
+def test_matching_under_xla():
+    iou = tf.random.stateless_uniform([5, 40], [1, 2])
+    compiled = tf.function(match, jit_compile=True)(iou, *KINDS["rpn"])
+    for found, expected in zip(compiled, match(iou, *KINDS["rpn"]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_without_truth_everything_is_negative(shared):
     golden = np.load(shared / "golden/ops/matcher.npz")
     matches, labels = tf.function(match)(tf.zeros([0, 9]), *KINDS["rpn"])
     np.testing.assert_array_equal(matches, golden["empty_gt.rpn.matches"])
     np.testing.assert_array_equal(labels, golden["empty_gt.rpn.labels"])
+
+
+TRAIN_STEPS = ("mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_C4_1x", "keypoint_rcnn_R_50_FPN_1x")
+
+
+@pytest.mark.parametrize("config", TRAIN_STEPS)
+@pytest.mark.parametrize("image", [0, 1])
+def test_a_training_step_looks_at_detectron2s_samples(shared, config, image):
+    golden = np.load(shared / f"golden/ops/train_step_{config}.npz")
+    truth = tf.constant(golden[f"image{image}.gt_boxes"])
+    height, width = golden["batch_input_shape"][2:].tolist()
+    if "FPN" in config:
+        levels = [([32 * 2**k], 4 * 2**k) for k in range(5)]
+    else:
+        levels = [([32, 64, 128, 256, 512], 16)]
+    anchors = tf.concat(
+        [
+            grid_anchors(cell_anchors(sizes, [0.5, 1, 2]), -(-height // stride), -(-width // stride), stride)
+            for sizes, stride in levels
+        ],
+        0,
+    )
+    assert len(anchors) == golden[f"image{image}.rpn.num_anchors"]
+    matches, labels = match(pairwise_iou(truth, anchors), *KINDS["rpn"])
+    positive, negative = sample_labels(labels, 256, 0.5, first=True)
+    np.testing.assert_array_equal(positive, golden[f"image{image}.rpn.positive_anchors"])
+    np.testing.assert_array_equal(negative, golden[f"image{image}.rpn.negative_anchors"])
+    matched = tf.gather(truth, tf.gather(matches, positive))
+    np.testing.assert_array_equal(matched, golden[f"image{image}.rpn.positive_gt_boxes"])
+
+    # the true boxes are proposals too, after all others
+    regions = tf.concat([golden[f"image{image}.proposals.boxes"], truth], 0)
+    matches, labels = match(pairwise_iou(truth, regions), *KINDS["roi"])
+    chosen = tf.concat(sample_labels(labels, 64, 0.25, first=True), 0)
+    np.testing.assert_array_equal(tf.gather(regions, chosen), golden[f"image{image}.roi.boxes"])
+    matched = tf.gather(truth, tf.gather(matches, chosen))
+    np.testing.assert_array_equal(matched, golden[f"image{image}.roi.gt_boxes"])
 
 
 @settings(max_examples=25, deadline=None)

@@ -47,6 +47,21 @@ def test_the_definition(seed, count, groups, most):
     np.testing.assert_array_equal(found, kept[:most])
 
 
+def test_in_a_graph_without_autograph():
+    # Keras traces layers so
+    boxes = tf.constant([[0.0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 9, 8]])
+    found = tf.function(batched_nms, autograph=False)(
+        boxes, tf.constant([0.2, 0.9, 0.8]), tf.constant([3, 3, 7]), 0.5, 10
+    )
+    np.testing.assert_array_equal(found, [1, 2])
+
+
+def test_under_xla():
+    boxes, scores = tf.constant([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 0, 29, 9]]), tf.constant([0.2, 0.9, 0.8])
+    compiled = tf.function(lambda boxes, scores: nms(boxes, scores, 0.5, 10), jit_compile=True)
+    np.testing.assert_array_equal(compiled(boxes, scores), [1, 2])
+
+
 def test_far_away_boxes_lose_no_precision():
     # 0.5 exactly, and a hair more; moved apart by a class offset in float32 the two would be the same
     base = np.array([[0, 0, 10, 10], [0, 5, 10, 10], [0, 4.9999, 10, 10]], np.float32)

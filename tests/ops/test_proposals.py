@@ -61,6 +61,13 @@ def test_what_is_not_finite_or_too_small_is_left_out():
     np.testing.assert_array_equal(scores[0], [1, 0, 0, 0, 0])
 
 
+def test_a_nan_among_the_logits_disorders_nothing():
+    logits = [0.1, np.nan, 0.3, np.inf, 0.2]
+    _, scores, count = choose([[0.8 * k, 0, 0, 0] for k in range(5)], logits, pre_nms=3)
+    assert count.numpy().tolist() == [3]
+    np.testing.assert_allclose(scores[0, :3], [0.3, 0.2, 0.1])
+
+
 def test_no_anchors_and_no_survivors():
     boxes, _, count = select_proposals(
         [tf.zeros([2, 0])],
