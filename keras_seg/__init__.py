@@ -17,11 +17,15 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _SUBMODULES = (
+    "backbones",
     "data",
     "export",
+    "heads",
+    "instances",
     "losses",
     "metrics",
     "models",
+    "ops",
     "recipe",
     "training",
     "visualize",

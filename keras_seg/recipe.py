@@ -222,9 +222,11 @@ class Select(Block):
 
 
 class Training(Block):
-    """The schedule of a run; `evaluate_every` and `checkpoint_every` are in steps."""
+    """The schedule of a run; `evaluate_every` and `checkpoint_every` are in steps. `precision`: "mixed_bfloat16" computes
+    the layers in bfloat16 where the machine is faster so; weights, losses and evaluations stay float32."""
 
     steps: PositiveInt
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
     optimizer: Annotated[Sgd | Adam, Field(discriminator="name")]
     schedule: Schedule = Schedule()
     seed: NonNegativeInt = 0

@@ -1,4 +1,4 @@
-"""Image in, class probabilities out."""
+"""Image in, result out: class probabilities of a U-Net, objects of a detector."""
 
 from __future__ import annotations
 
@@ -16,15 +16,33 @@ import numpy as np
 from keras_seg import overlap_tile
 
 if TYPE_CHECKING:
+    from keras_seg.instances import Instances
+    from keras_seg.models.mask_rcnn import MaskRCNN
     from keras_seg.models.unet import UNet
 
-__all__ = ["instances", "segment", "segment_tiles"]
+__all__ = ["instances", "segment", "segment_tiles", "segment_unet"]
 
 # Left open, a progress bar is drawn from this many passes of a tile through the network.
 MANY_PASSES = 16
 
 
-def segment(
+def segment(model: UNet | MaskRCNN, image: Any, **options: Any) -> np.ndarray | Instances | list[Instances]:
+    """Segment an image: `segment_unet` for a U-Net, `detect.detect` for a detector; these say which options there are.
+
+    image: a path, PIL image or array; for a U-Net also a stack of slices, for a detector also a list of images.
+
+    Returns class probabilities float32 [H, W, K], of a stack [N, H, W, K]; or the `Instances` of each image.
+
+    Raises TypeError for another model or an unknown option, and what the two raise.
+    """
+    if hasattr(model, "short_side"):
+        from keras_seg.detect import detect
+
+        return detect(model, image, **options)
+    return segment_unet(model, image, **options)
+
+
+def segment_unet(
     model: UNet,
     image: Any,
     *,

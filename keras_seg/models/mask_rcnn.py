@@ -151,6 +151,8 @@ def mask_rcnn(
         ValueError: an argument outside its range, or contradictory ones.
     """
     arguments = {key: value for key, value in locals().items() if key != "name"}
+    # lists, as they come back from a saved model's JSON
+    arguments = {key: [*value] if isinstance(value, tuple) else value for key, value in arguments.items()}
     _check_arguments(arguments)
     return MaskRCNN(**arguments, name=name)
 

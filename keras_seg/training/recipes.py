@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -58,8 +59,15 @@ def train(
         training, validation = training + validation, []
     steps = recipe.training.steps if steps is None else steps
     keras.utils.set_random_seed(recipe.training.seed)
-    model = zoo.load(recipe, weights)
+    with _precision(recipe.training.precision):
+        model = zoo.load(recipe, weights)
     model.compile(optimizer=_optimizer(recipe, steps))
+    result = model if recipe.training.precision == "float32" else zoo.load(recipe, weights=None)
+
+    def evaluate_float32(trained: UNet) -> dict[str, float]:
+        if trained is not result:
+            result.set_weights(trained.get_weights())
+        return evaluate(result, recipe, validation)
 
     def batches(start: int):
         return tile_dataset(
@@ -78,7 +86,7 @@ def train(
         batches,
         output,
         steps=steps,
-        evaluate=(lambda trained: evaluate(trained, recipe, validation)) if validation else None,
+        evaluate=evaluate_float32 if validation else None,
         evaluate_every=recipe.training.evaluate_every,
         checkpoint_every=recipe.training.checkpoint_every,
         select=(recipe.training.select.metric, recipe.training.select.mode),
@@ -86,8 +94,8 @@ def train(
         sample_names=[sample.name for sample in training],
         say=say,
     )
-    load_weights(model, Path(output) / (loop.BEST if validation else loop.LAST))
-    return model
+    load_weights(result, Path(output) / (loop.BEST if validation else loop.LAST))
+    return result
 
 
 def read_samples(recipe: Recipe, data: str | Path) -> tuple[list[Sample], list[Sample]]:
@@ -161,6 +169,17 @@ def _loss(model: UNet, recipe: Recipe, samples: list[Sample]) -> float:
         samples, tile=tile, output_tile=model.output_size(tile), augment=False, repeat=False, batch_size=1
     )
     return float(np.mean([float(model.compute_losses(batch)["loss"]) for batch in batches]))
+
+
+@contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    """Layers made inside the block have this Keras dtype policy."""
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
 
 
 def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:

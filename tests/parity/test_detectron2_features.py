@@ -5,12 +5,12 @@ Tolerance: 1e-4 of each tensor's standard deviation, as golden/README.md advises
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from golden_models import rule
 from PIL import Image
 
 from keras_seg.backbones import fpn, resnet
@@ -43,12 +43,10 @@ def build(backbone: str, structure: str) -> dict:
 
 
 def load(parts: dict, shared, config: str, path) -> None:
-    spec = importlib.util.spec_from_file_location("golden_weights", shared / "golden/weights.py")
-    rule = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rule)
-    shapes, scale = rule.load_params(shared / "golden/detectron2" / config / "params.json")
+    module = rule(shared)
+    shapes, scale = module.load_params(shared / "golden/detectron2" / config / "params.json")
     wanted = {name: shape for name, shape in shapes.items() if not name.startswith("roi_heads")}
-    rule.write_detectron2_pickle(path, wanted, scale)
+    module.write_detectron2_pickle(path, wanted, scale)
     assign(parts, detectron2.read(path), path)
 
 

@@ -1,0 +1,142 @@
+"""Images in, `Instances` out: what `keras_seg.segment` does with detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_seg.instances import Instances
+
+if TYPE_CHECKING:
+    from keras_seg.models.mask_rcnn import MaskRCNN
+
+
+def detect(
+    model: MaskRCNN,
+    image: Any,
+    *,
+    score_threshold: float = 0.5,
+    max_detections: int = 100,
+    classes: Sequence[int | str] | None = None,
+    short_side: int | None = None,
+    max_side: int | None = None,
+    batch_size: int = 1,
+) -> Instances | list[Instances]:
+    """The objects in an image, or in each of a list of images.
+
+    Args:
+        model: a `models.mask_rcnn`.
+        image: path, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8, uint16 or float 0-255; or a
+            list of these. The EXIF orientation of files and PIL images is applied; grey is repeated, alpha dropped.
+            Detectors are trained on 8 bits, so other types are rounded to them.
+        score_threshold: least score of an object; the model's own, often 0.05, comes first.
+        max_detections: the best so many of an image.
+        classes: names or numbers of the classes to keep; None: all.
+        short_side, max_side: size of the resized image, see `models.mask_rcnn`; None: the model's own.
+        batch_size: images of a list to compute at once, padded to the largest of them.
+
+    Returns: `Instances` in pixels of the image, by falling score; for a list a list. Masks are pasted when asked for.
+
+    Raises:
+        FileNotFoundError: no such image.
+        ValueError: an image that cannot be read, is empty, holds NaN, or has other channels or another type than
+            these; an option outside its range; an unknown class.
+    """
+    from keras_seg.data.resize import resize, shortest_edge_size
+
+    if batch_size < 1:
+        raise ValueError(f"segment: batch_size must be positive, got {batch_size!r}")
+    short_side = model.short_side if short_side is None else short_side
+    max_side = max(model.max_side, short_side) if max_side is None else max_side
+    if not 0 < short_side <= max_side:
+        raise ValueError(
+            f"segment: short_side and max_side must be positive and in this order, got {short_side} and {max_side}"
+        )
+    several = isinstance(image, list | tuple)
+    images = list(image) if several else [image]
+    names = [str(i) if isinstance(i, str | Path) else f"image {n}" for n, i in enumerate(images)]
+    found: list[Instances] = []
+    for first in range(0, len(images), batch_size):
+        batch = slice(first, first + batch_size)
+        pixels = [_pixels(i, name) for i, name in zip(images[batch], names[batch], strict=True)]
+        sizes = [shortest_edge_size(*p.shape[:2], short_side, max_side, model.convention) for p in pixels]
+        resized = [resize(p, size, model.convention) for p, size in zip(pixels, sizes, strict=True)]
+        outputs = _predict(model, resized)
+        for row, (original, size) in enumerate(zip(pixels, sizes, strict=True)):
+            one = {name: value[row] for name, value in outputs.items()}
+            result = _instances(model, one, original.shape[:2], size)
+            found.append(result.filter(score_threshold, classes, max_detections))
+    return found if several else found[0]
+
+
+def _predict(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """The model's outputs for images [h, w, 3] of several sizes, padded to one."""
+    import tensorflow as tf
+
+    if not hasattr(model, "compiled_call"):
+        signature = {
+            "image": tf.TensorSpec([None, None, None, 3], tf.float32),
+            "size": tf.TensorSpec([None, 2], tf.float32),
+        }
+        # traced once, whatever the sizes
+        model.compiled_call = tf.function(
+            lambda inputs: model(inputs, training=False), input_signature=[signature]
+        )
+    multiple = model.size_divisor
+    height, width = (-(-max(i.shape[axis] for i in images) // multiple) * multiple for axis in (0, 1))
+    batch = np.zeros((len(images), height, width, 3), np.float32)
+    for row, image in zip(batch, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    sizes = np.array([image.shape[:2] for image in images], np.float32)
+    outputs = model.compiled_call({"image": tf.constant(batch), "size": tf.constant(sizes)})
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _instances(
+    model: MaskRCNN, outputs: dict[str, np.ndarray], original: tuple[int, int], size: tuple[int, int]
+) -> Instances:
+    """One image's outputs in pixels of the original image."""
+    count = int(outputs["num_detections"])
+    kept = {name: value[:count] for name, value in outputs.items() if name != "num_detections"}
+    scale = np.array([original[1] / size[1], original[0] / size[0]], np.float32)  # x, y
+    boxes = np.clip(kept["boxes"] * np.tile(scale, 2), 0, np.tile(np.array(original[::-1]), 2))
+    keypoints = kept.get("keypoints")
+    if keypoints is not None:
+        keypoints = keypoints * np.array([*scale, 1], np.float32)
+    return Instances(
+        boxes=boxes.astype(np.float32),
+        scores=kept["scores"],
+        classes=kept["classes"],
+        image_size=original,
+        mask_probabilities=kept.get("masks"),
+        keypoints=keypoints,
+        class_names=model.class_names,
+        convention=model.convention,
+    )
+
+
+def _pixels(image: Any, name: str) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    from PIL import Image, ImageOps
+
+    from keras_seg.data.images import read_image, to_float
+
+    if isinstance(image, str | Path):
+        array = read_image(image)
+    elif isinstance(image, Image.Image):
+        turned = ImageOps.exif_transpose(image)
+        plain = turned.mode in ("L", "RGB", "F") or turned.mode.startswith("I")
+        array = np.asarray(turned if plain else turned.convert("RGB"))
+    else:
+        array = np.asarray(image)
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        raise ValueError(
+            f"{name}: shape {list(array.shape)}; an image is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
+        )
+    if array.dtype != np.uint8:
+        array = np.rint(to_float(array, name=name)).astype(np.uint8)
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array[..., :3]

@@ -1,0 +1,126 @@
+"""Detectors through `keras_seg.segment`: every kind of image, batches, filters, messages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import keras_seg
+from keras_seg.models import mask_rcnn
+from keras_seg.ops.boxes import pairwise_iou
+
+
+@pytest.fixture(scope="module")
+def model():
+    tf.keras.utils.set_random_seed(0)
+    return mask_rcnn(
+        3, class_names=["a", "b", "c"], backbone="resnet18", width=4, fpn_channels=8, box_head_channels=16,
+        mask_channels=8, proposals=40, detections=10, score_threshold=0.0, short_side=64, max_side=96,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
+
+
+def same(a, b) -> bool:
+    return (
+        len(a) == len(b)
+        and np.allclose(a.boxes, b.boxes, atol=1e-3)
+        and np.allclose(a.scores, b.scores, atol=1e-5)
+    )
+
+
+def test_objects_of_an_image(model, photo):
+    found = keras_seg.segment(model, photo, score_threshold=0.0)
+    assert len(found) == 10 and found.image_size == (50, 70)
+    assert found.masks.shape == (10, 50, 70) and found.masks.dtype == bool
+    assert (found.boxes >= 0).all() and (found.boxes[:, 2] <= 70).all() and (found.boxes[:, 3] <= 50).all()
+    assert (np.diff(found.scores) <= 0).all()
+    assert len(keras_seg.segment(model, photo, score_threshold=0.0, max_detections=4)) == 4
+    only = keras_seg.segment(model, photo, score_threshold=0.0, classes=["b"])
+    assert set(only.names) <= {"b"}
+    assert len(keras_seg.segment(model, photo, score_threshold=0.999)) == 0
+
+
+def test_a_list_equals_each_image_alone(model, photo):
+    images = [photo, photo[:, ::-1], photo[::-1]]
+    alone = [keras_seg.segment(model, image, score_threshold=0.0) for image in images]
+    for batch_size in (1, 2, 3):
+        together = keras_seg.segment(model, images, score_threshold=0.0, batch_size=batch_size)
+        assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+    assert keras_seg.segment(model, []) == []
+
+
+def test_kinds_of_images(model, photo, tmp_path):
+    expected = keras_seg.segment(model, photo, score_threshold=0.0)
+    alpha = np.dstack([photo, np.full(photo.shape[:2], 9, np.uint8)])
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    turned = Image.fromarray(np.rot90(photo))  # orientation 6: to be turned by 90 degrees clockwise
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    kinds = [
+        alpha, photo.astype(np.float32), photo.astype(np.uint16) * 257, Image.fromarray(photo), Image.fromarray(alpha),
+        tmp_path / "photo.png", str(tmp_path / "photo.png"), tmp_path / "turned.png", Image.open(tmp_path / "turned.png"),
+    ]  # fmt: skip
+    for kind in kinds:
+        assert same(keras_seg.segment(model, kind, score_threshold=0.0), expected), kind
+    grey = photo[..., 0]
+    three = keras_seg.segment(model, np.repeat(grey[..., None], 3, -1), score_threshold=0.0)
+    for kind in (grey, grey[..., None], Image.fromarray(grey)):
+        assert same(keras_seg.segment(model, kind, score_threshold=0.0), three)
+
+
+def test_other_sizes(model, photo):
+    small = keras_seg.segment(model, photo, score_threshold=0.0, short_side=32)
+    assert small.image_size == (50, 70) and len(small)
+    assert not same(small, keras_seg.segment(model, photo, score_threshold=0.0))
+    assert len(keras_seg.segment(model, photo[:1, :1], score_threshold=0.0)) >= 0
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "error", "message"),
+    [
+        (np.zeros((4, 5, 2), np.uint8), {}, ValueError, r"image 0: shape \[4, 5, 2\]; an image is"),
+        (np.zeros((0, 5, 3), np.uint8), {}, ValueError, r"image 0: shape \[0, 5, 3\]"),
+        (np.full((4, 4, 3), np.nan, np.float32), {}, ValueError, "image 0: .*NaN"),
+        (np.zeros((4, 4, 3), np.int64), {}, ValueError, "image 0: int64 pixels; images are uint8"),
+        ("missing.png", {}, FileNotFoundError, "missing.png"),
+        (np.zeros((4, 4, 3), np.uint8), {"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
+        (
+            np.zeros((4, 4, 3), np.uint8),
+            {"short_side": 0},
+            ValueError,
+            "short_side and max_side must be positive",
+        ),
+        (np.zeros((4, 4, 3), np.uint8), {"classes": ["d"]}, ValueError, "d"),
+        (np.zeros((4, 4, 3), np.uint8), {"tile": 3}, TypeError, "tile"),
+    ],
+)
+def test_wrong_input_is_named(model, image, options, error, message):
+    with pytest.raises(error, match=message):
+        keras_seg.segment(model, image, **options)
+
+
+def test_the_whole_way_is_detectron2s(shared, tmp_path):
+    from golden_models import detectron2_model
+
+    model = detectron2_model(shared, "mask_rcnn_R_50_FPN_1x", tmp_path)
+    golden = np.load(shared / "golden/detectron2/mask_rcnn_R_50_FPN_1x/coco_000000000785_320.npz")
+    image = shared / "golden/images/coco_000000000785.png"
+    found = keras_seg.segment(model, image, score_threshold=0.0, short_side=320, max_side=533)
+    height, width = golden["original_size"].tolist()
+    masks = np.unpackbits(golden["instances.masks_packed"], axis=1)[:, : height * width]
+    overlap = pairwise_iou(tf.constant(golden["instances.boxes"]), tf.constant(found.boxes)).numpy()
+    overlap = np.where(golden["instances.classes"][:, None] == found.classes, overlap, 0)
+    match, good = overlap.argmax(1), overlap.max(1) > 0.98
+    assert good.sum() >= 99
+    np.testing.assert_allclose(found.boxes[match[good]], golden["instances.boxes"][good], atol=0.05)
+    for ours, theirs in zip(match[good], masks[good], strict=True):
+        mask, other = found[int(ours)].masks[0].ravel(), theirs.astype(bool)
+        union = (mask | other).sum()
+        assert union == 0 or (mask & other).sum() / union >= 0.99
