@@ -12,7 +12,8 @@ from keras_seg.visualize import colours, overlay_instances, picture, probability
 def test_picture_keeps_what_is_0_to_255():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     expected = np.repeat(grey[..., None], 3, axis=-1)
-    for image in (grey, grey[..., None], expected, grey.astype(float), Image.fromarray(grey)):
+    alpha = np.dstack((expected, np.zeros_like(grey)))
+    for image in (grey, grey[..., None], expected, alpha, grey.astype(float), Image.fromarray(grey)):
         np.testing.assert_array_equal(np.asarray(picture(image)), expected)
 
 
@@ -85,7 +86,7 @@ def test_long_titles_do_not_run_into_each_other():
 BAD = {
     "channels": (
         lambda: picture(np.zeros((4, 4, 2))),
-        r"one image, \[H, W\] or \[H, W, 3\], got shape \[4, 4, 2\]",
+        r"one image, \[H, W\], \[H, W, 3\] or \[H, W, 4\], got shape \[4, 4, 2\]",
     ),
     "float": (lambda: picture(np.full((4, 4), 300.0)), "must lie within 0-255"),
     "nan": (lambda: picture(np.full((4, 4), np.nan)), "not be NaN"),
