@@ -1,10 +1,11 @@
-"""The command `keras-seg`: list, show, train, segment, evaluate, export."""
+"""The command `keras-seg`: list, show, train, segment, evaluate, import-weights, export."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -12,6 +13,9 @@ import yaml
 
 import keras_seg
 from keras_seg.recipe import HIGHER_IS_BETTER
+
+if TYPE_CHECKING:
+    from keras_seg.instances import Instances
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,10 +33,10 @@ WeightsFile = Annotated[str, typer.Option("--weights", help="A .weights.h5 file,
 
 @app.command("list")
 def list_models() -> None:
-    """The models that ship with the package; those marked * come with weights."""
+    """The models that ship with the package; those marked * have weights, shipped or downloaded on first use."""
     for name in keras_seg.zoo.list():
         recipe = keras_seg.zoo.show(name)
-        print(f"{'*' if recipe.weights else ' '} {name:<16} {recipe.summary}")
+        print(f"{'*' if recipe.has_weights else ' '} {name:<32} {recipe.summary}")
 
 
 @app.command()
@@ -74,26 +78,69 @@ def segment(
     name: Name,
     image: Annotated[Path, typer.Argument(help="An image, or a stack of images in one TIFF file.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help=".npy: every class; .tif or .png: one class.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="U-Net: .npy with every class, .tif or .png with one. Detector: .png or .jpg with the objects drawn, "
+            ".tif with their numbers, .json with COCO results.",
+        ),
     ],
     weights: WeightsFile = "pretrained",
-    class_index: Annotated[int, typer.Option("--class", help="Which class a .tif or .png shows.")] = 1,
-    tile: Annotated[int | None, typer.Option(help="Side of a tile of the output, pixels.")] = None,
+    class_index: Annotated[int, typer.Option("--class", help="U-Net: which class a .tif or .png shows.")] = 1,
+    tile: Annotated[int | None, typer.Option(help="U-Net: side of a tile of the output, pixels.")] = None,
     rotations: Annotated[
-        int | None, typer.Option(help="Turned and mirrored versions to average, 1 to 8.")
+        int | None, typer.Option(help="U-Net: turned and mirrored versions to average, 1 to 8.")
     ] = None,
+    score_threshold: Annotated[float, typer.Option(help="Detector: least score of an object.")] = 0.5,
 ) -> None:
-    """Write the class probabilities of an image: float32, or 0-255 in a .png."""
-    if output.suffix not in (".npy", ".tif", ".tiff", ".png"):
-        raise ValueError(f"{output}: the output must end in .npy, .tif or .png")
+    """Write what a model sees in an image: class probabilities (float32, or 0-255 in a .png), or objects."""
+    unet = keras_seg.zoo.show(name).model.builder == "unet"
+    suffixes = (".npy", ".tif", ".tiff", ".png") if unet else (".png", ".jpg", ".tif", ".tiff", ".json")
+    if output.suffix not in suffixes:
+        raise ValueError(f"{output}: the output of {name} must end in {', '.join(suffixes)}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output.parent}: no such folder for the output")
     model = keras_seg.zoo.load(name, weights)
+    if not unet:
+        found = keras_seg.segment(model, image, score_threshold=score_threshold)
+        _write_instances(output, image, found)
+        print(f"{output}: {found!r}")
+        return
     if not 0 <= class_index < model.classes:
         raise ValueError(f"--class is {class_index}; {model.name} has the classes 0 to {model.classes - 1}")
     probabilities = keras_seg.segment(model, image, tile=tile, rotations=rotations)
     _write(output, probabilities, class_index)
     print(f"{output}: {'x'.join(map(str, probabilities.shape))} probabilities")
+
+
+@app.command("import-weights")
+def import_weights(
+    name: Name,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Detectron2 .pkl, torchvision .pth, Matterport .h5, Model Garden .index."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .weights.h5 file.")],
+    format: Annotated[
+        str | None,
+        typer.Option(help="detectron2, torchvision, matterport or garden; else by the file's ending."),
+    ] = None,
+) -> None:
+    """Convert the weights that another library published, for a model with the same parts."""
+    from keras_seg.weights import formats, save_weights
+    from keras_seg.weights.assign import assign
+
+    recipe = keras_seg.zoo.show(name)
+    if recipe.model.builder == "unet":
+        raise ValueError(f"{name}: weights of other libraries are read for detectors, and this is a U-Net")
+    arrays = formats.read(source, format)
+    model = keras_seg.zoo.load(recipe, weights=None)
+    report = assign(model.parts, arrays, source)
+    save_weights(model, output)
+    print(f"{output}: {report}")
 
 
 @app.command("evaluate")
@@ -143,9 +190,11 @@ def export(
 
 def main() -> None:
     """Runs the command; an error that a user can mend is one line, and the exit status 2."""
+    from keras_seg.weights import DownloadFailed
+
     try:
         app()
-    except (ValueError, OSError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError, DownloadFailed) as error:
         print(f"keras-seg: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
@@ -159,6 +208,17 @@ def _parse_changes(changes: list[str]) -> dict[str, Any]:
             raise ValueError(f"--set {change}: must be FIELD=VALUE, as in training.seed=1")
         parsed[field] = yaml.safe_load(value)
     return parsed
+
+
+def _write_instances(path: Path, image: Path, found: Instances) -> None:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(found.to_coco(image_id=0)))
+    elif path.suffix in (".tif", ".tiff"):
+        import tifffile
+
+        tifffile.imwrite(path, found.to_labels())
+    else:
+        keras_seg.visualize.draw(image, found).save(path)
 
 
 def _write(path: Path, probabilities: np.ndarray, class_index: int) -> None:

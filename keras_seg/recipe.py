@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from keras_seg.recipe_models import MaskRCNNModel, Published, Share, UNetModel
 from keras_seg.schema import Block, describe
 
 Metric = Literal[
@@ -37,10 +38,10 @@ Metric = Literal[
     "seg",
     "mean_iou",
 ]
+MAX_SHOWN = 12  # entries of a list that a card shows
 HIGHER_IS_BETTER = ("v_rand", "v_info", "seg", "mean_iou")
-# What chooses a member of the unions below: the name of a reader, that of an optimizer.
-_TAGS = ("isbi", "cell_tracking", "folder", "sgd", "adam")
-Share = Annotated[float, Field(ge=0, le=1)]
+# What chooses a member of the unions below: the name of a builder, of a reader, of an optimizer.
+_TAGS = ("unet", "mask_rcnn", "isbi", "cell_tracking", "folder", "sgd", "adam")
 
 
 def _parse_slices(value: Any) -> list[int]:
@@ -60,48 +61,6 @@ def _parse_slices(value: Any) -> list[int]:
 
 
 Slices = Annotated[tuple[int, ...], BeforeValidator(_parse_slices)]
-
-
-class UNetModel(Block):
-    """Arguments of `keras_seg.models.unet`; `class_names` alone gives `classes` too."""
-
-    builder: Literal["unet"]
-    input_channels: PositiveInt = 1
-    classes: PositiveInt = 2
-    depth: Annotated[int, Field(ge=1, le=8)] = 4
-    base_channels: PositiveInt = 64
-    padding: Literal["valid", "same"] = "valid"
-    normalization: Literal["batch", "group"] | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    activation: Literal["softmax", "sigmoid"] = "softmax"
-    class_names: list[str] | None = None
-    tile: PositiveInt | None = None
-    rotations: Annotated[int, Field(ge=1, le=8)] = 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _count_names(cls, fields: Any) -> Any:
-        names = fields.get("class_names") if isinstance(fields, Mapping) else None
-        if isinstance(names, list | tuple) and "classes" not in fields:
-            return {**fields, "classes": len(names)}
-        return fields
-
-    @model_validator(mode="after")
-    def _check_classes(self) -> UNetModel:
-        names = self.class_names
-        if names is not None and len(names) != self.classes:
-            raise ValueError(
-                f"classes is {self.classes}, but class_names has {len(names)}: {', '.join(names)}"
-            )
-        if names is not None and len(set(names)) < len(names):
-            raise ValueError(f"class_names has a name twice: {', '.join(names)}")
-        if self.activation == "softmax" and self.classes < 2:
-            raise ValueError('activation "softmax" needs at least 2 classes; for one, use "sigmoid"')
-        return self
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the builder."""
-        return self.model_dump(exclude={"builder"})
 
 
 class Augmentation(Block):
@@ -274,14 +233,31 @@ class Recipe(Block):
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
     summary: str
     note: str = ""
-    model: UNetModel
-    data: Annotated[IsbiData | CellTrackingData | FolderData, Field(discriminator="reader")]
-    training: Training
+    model: Annotated[UNetModel | MaskRCNNModel, Field(discriminator="builder")]
+    data: Annotated[IsbiData | CellTrackingData | FolderData, Field(discriminator="reader")] | None = None
+    training: Training | None = None
     weights: Weights | None = None
+    published: Published | None = None
     results: tuple[Result, ...] = ()
     expect: Expect | None = None
 
     _path: Path | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> Recipe:
+        absent = [name for name in ("data", "training") if getattr(self, name) is None]
+        if absent and (self.model.builder == "unet" or len(absent) == 1):
+            raise ValueError(f"{' and '.join(absent)}: missing")
+        if self.weights and self.published:
+            raise ValueError(
+                "weights and published: a recipe has weights of its own or published ones, not both"
+            )
+        return self
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether `weights="pretrained"` works, after a download perhaps."""
+        return self.weights is not None or self.published is not None
 
     @property
     def path(self) -> Path | None:
@@ -296,14 +272,16 @@ class Recipe(Block):
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """A copy with the fields at dotted paths changed, as in `{"model.classes": 3}`; checked like a file.
 
-        New `model.class_names` bring their own count of classes, and a new count drops the old names. Raises
-        ValueError naming the field.
+        New `model.class_names` bring their own count of classes, and a new count drops the old names; so for keypoints.
+        Raises ValueError naming the field.
         """
         fields = self.model_dump(by_alias=True, exclude_unset=True)
-        if "model.class_names" in changes:
-            fields["model"].pop("classes", None)
-        elif changes.get("model.classes", self.model.classes) != self.model.classes:
-            fields["model"].pop("class_names", None)
+        for names, count in (("class_names", "classes"), ("keypoint_names", "keypoints")):
+            before = getattr(self.model, count, None)
+            if f"model.{names}" in changes:
+                fields["model"].pop(count, None)
+            elif changes.get(f"model.{count}", before) != before:
+                fields["model"].pop(names, None)
         for path, value in changes.items():
             *parents, name = path.split(".")
             block = fields
@@ -315,14 +293,18 @@ class Recipe(Block):
         return _validate(fields, self._path)
 
     def __str__(self) -> str:
-        weights = (
-            f"{self.weights.file}, sha256 {self.weights.sha256}" if self.weights else "none are published"
-        )
         lines = [self.name, self.summary, ""]
-        for block in ("model", "data", "training"):
-            fields = getattr(self, block).model_dump(exclude_defaults=True)
-            lines.append(f"{block:<9} " + ", ".join(_inline(name, value) for name, value in fields.items()))
-        lines.append(f"weights   {weights}")
+        for name in ("model", "data", "training"):
+            if block := getattr(self, name):
+                fields = block.model_dump(exclude_defaults=True)
+                lines.append(f"{name:<9} " + ", ".join(_inline(*field) for field in fields.items()))
+        if self.weights:
+            lines.append(f"weights   {self.weights.file}, sha256 {self.weights.sha256}")
+        elif self.published:
+            fields = self.published.model_dump(exclude_none=True)
+            lines.append("published " + ", ".join(_inline(*field) for field in fields.items()))
+        else:
+            lines.append("weights   none are published")
         lines += [f"result    {r.metric} {r.value:g} on {r.data} ({r.command})" for r in self.results]
         if self.expect:
             lines.append(f"expect    {self.expect.metric} {self.expect.value:g} ± {self.expect.tolerance:g}")
@@ -363,5 +345,8 @@ def _inline(name: str, value: Any) -> str:
         value = "{" + ", ".join(_inline(*item) for item in value.items()) + "}"
     elif isinstance(value, list | tuple):
         is_range = {*map(type, value)} == {int} and [*value] == [*range(value[0], value[0] + len(value))]
-        value = f"{value[0]}-{value[-1]}" if is_range else f"[{', '.join(map(str, value))}]"
+        shown = (
+            [*map(str, value)] if len(value) <= MAX_SHOWN else [*map(str, value[:3]), "...", str(value[-1])]
+        )
+        value = f"{value[0]}-{value[-1]}" if is_range else f"[{', '.join(shown)}]"
     return f"{name} {value}"

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from keras_seg.recipe import Augmentation, UNetModel, WeightMap, load_recipe
+from keras_seg.recipe import Augmentation, WeightMap, load_recipe
+from keras_seg.recipe_models import MaskRCNNModel, UNetModel
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 MINIMAL = {
@@ -25,11 +26,18 @@ MINIMAL = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(ZOO.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(ZOO.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_zoo(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem and recipe.path == path
-    assert recipe.expect is not None and recipe.training.select.metric == recipe.expect.metric
+    if recipe.training:
+        assert recipe.expect is not None and recipe.training.select.metric == recipe.expect.metric
+    else:
+        assert recipe.note.startswith("Follows ") or "small" in recipe.name
+    if recipe.published:
+        assert recipe.published.box_ap and recipe.published.licence
+        assert (recipe.published.mask_ap is not None) == recipe.model.masks
+        assert (recipe.published.keypoint_ap is not None) == (recipe.model.keypoints > 0)
     again = load_recipe(recipe.model_dump(mode="json", by_alias=True))
     assert again.model_dump() == recipe.model_dump() and again.path is None
 
@@ -46,7 +54,7 @@ def test_the_papers_recipe_is_the_papers_network():
 def test_fields_are_the_arguments_they_fill():
     from keras_seg.data import augment
     from keras_seg.losses import weight_map
-    from keras_seg.models import unet
+    from keras_seg.models import mask_rcnn, unet
 
     def defaults(function):
         return {name: p.default for name, p in inspect.signature(function).parameters.items()}
@@ -54,6 +62,9 @@ def test_fields_are_the_arguments_they_fill():
     arguments = defaults(unet)
     del arguments["name"]
     assert UNetModel(builder="unet").arguments() == arguments
+    arguments = defaults(mask_rcnn)
+    del arguments["name"]
+    assert MaskRCNNModel(builder="mask_rcnn").arguments() == arguments
     assert Augmentation().model_dump() == dataclasses.asdict(augment.Augmentation())
     arguments = defaults(weight_map)
     del arguments["labels"]
@@ -63,6 +74,49 @@ def test_fields_are_the_arguments_they_fill():
 def test_class_names_give_the_number_of_classes():
     recipe = load_recipe({**MINIMAL, "model": {"builder": "unet", "class_names": ["a", "b", "c"]}})
     assert recipe.model.classes == 3
+
+
+DETECTOR = {"schema": 1, "name": "small", "summary": "A small one.", "model": {"builder": "mask_rcnn"}}
+
+
+def test_lists_of_names_by_their_name():
+    model = {"builder": "mask_rcnn", "class_names": "coco", "keypoint_names": "coco_keypoints"}
+    recipe = load_recipe({**DETECTOR, "model": model})
+    assert recipe.model.classes == 80 and recipe.model.class_names[-1] == "toothbrush"
+    assert recipe.model.keypoints == 17 and recipe.model.keypoint_names[0] == "nose"
+    assert load_recipe({**DETECTOR, "model": {**model, "class_names": "coco_ids"}}).model.classes == 90
+    with pytest.raises(
+        ValueError, match="model.class_names: got 'cocoo'; must be a list of names, or one of coco"
+    ):
+        load_recipe({**DETECTOR, "model": {**model, "class_names": "cocoo"}})
+    fewer = recipe.override({"model.keypoint_names": ["tip", "base"]})
+    assert fewer.model.keypoints == 2 and fewer.model.classes == 80
+    assert "class_names [person, bicycle, car, ..., toothbrush]" in str(recipe)
+
+
+def test_a_detectors_recipe_says_nothing_of_training_or_all_of_it():
+    assert load_recipe(DETECTOR).training is None
+    with pytest.raises(ValueError, match="^recipe: data: missing$"):
+        load_recipe({**DETECTOR, "training": MINIMAL["training"]})
+
+
+PUBLISHED = {
+    "url": "https://example.org/x.pkl",
+    "format": "detectron2",
+    "licence": "CC0",
+    "trained_on": "COCO",
+}
+
+
+def test_published_weights_are_on_the_card():
+    recipe = load_recipe({**DETECTOR, "published": {**PUBLISHED, "box_ap": 41.0}})
+    assert recipe.has_weights and not load_recipe(DETECTOR).has_weights
+    assert "published url https://example.org/x.pkl, format detectron2, licence CC0" in str(recipe)
+    weights = {"file": "small.weights.h5", "sha256": "a" * 64}
+    with pytest.raises(ValueError, match="weights of its own or published ones, not both"):
+        load_recipe({**DETECTOR, "published": PUBLISHED, "weights": weights})
+    with pytest.raises(ValueError, match="published.url: got 'ftp://x'"):
+        load_recipe({**DETECTOR, "published": {**PUBLISHED, "url": "ftp://x"}})
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted), min_size=1, max_size=4))
@@ -89,9 +143,12 @@ def test_slices_in_other_forms(written, read):
 
 
 WRONG = {
-    "model.paddng": ("same", 'unknown field; did you mean "padding"? (fields here: builder, input_channels'),
+    "model.paddng": ("same", 'unknown field; did you mean "padding"? (fields here: class_names, builder'),
     "model.padding": ("sme", "got 'sme'; allowed: 'valid' or 'same'; did you mean \"same\"?"),
-    "model.builder": ("maskrcnn", "got 'maskrcnn'; allowed: 'unet'"),
+    "model.builder": (
+        "maskrcnn",
+        "got 'maskrcnn'; allowed: 'unet', 'mask_rcnn'; did you mean \"mask_rcnn\"?",
+    ),
     "model.normalization": ("btch", "got 'btch'; allowed: 'batch' or 'group'; did you mean \"batch\"?"),
     "model.depth": (0, "got 0; input should be greater than or equal to 1"),
     "model.dropout": (1.0, "got 1.0; input should be less than 1"),
@@ -171,8 +228,10 @@ def test_fields_that_contradict_each_other(message):
 
 
 def test_missing_fields_are_named():
-    with pytest.raises(ValueError, match="^recipe: summary: missing; training: missing$"):
-        load_recipe({name: MINIMAL[name] for name in MINIMAL if name not in ("summary", "training")})
+    with pytest.raises(ValueError, match="^recipe: name: missing; summary: missing$"):
+        load_recipe({name: MINIMAL[name] for name in MINIMAL if name not in ("summary", "name")})
+    with pytest.raises(ValueError, match="^recipe: training: missing$"):
+        load_recipe({name: MINIMAL[name] for name in MINIMAL if name != "training"})
     with pytest.raises(ValueError, match=r"data\.reader: missing"):
         load_recipe({**MINIMAL, "data": {"tile": 188}})
 

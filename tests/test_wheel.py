@@ -23,6 +23,7 @@ model = keras_seg.zoo.load("unet_isbi2012")
 assert model.loaded.fresh == ()
 image = numpy.arange(64 * 64, dtype=numpy.uint8).reshape(64, 64)
 assert keras_seg.segment(model, image, rotations=1).shape == (64, 64, 2)
+assert "ablations/maskrcnn_r50_fpn_mlp2" in keras_seg.zoo.list()
 """
 
 
@@ -46,7 +47,8 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_code_the_zoo_and_the_licence_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "keras_seg").rglob("*.py")}
-    zoo = {f"keras_seg/_zoo/{path.name}" for path in (CHECKOUT / "zoo").iterdir() if path.is_file()}
+    recipes = CHECKOUT / "zoo"
+    zoo = {f"keras_seg/_zoo/{path.relative_to(recipes)}" for path in recipes.rglob("*") if path.is_file()}
     metadata = {name for name in names if ".dist-info/" in name}
     assert any(name.endswith("LICENSE") for name in metadata)
     assert names - metadata == code | zoo

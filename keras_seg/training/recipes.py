@@ -55,6 +55,10 @@ def train(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     training, validation = read_samples(recipe, data)
+    if recipe.model.builder != "unet":
+        raise ValueError(
+            f"{recipe.name}: only U-Nets are trained from a recipe, and it builds a {recipe.model.builder}"
+        )
     if all_data:
         training, validation = training + validation, []
     steps = recipe.training.steps if steps is None else steps
@@ -99,8 +103,12 @@ def train(
 
 
 def read_samples(recipe: Recipe, data: str | Path) -> tuple[list[Sample], list[Sample]]:
-    """The images to train on and those to validate with, as the recipe's `data:` block says."""
+    """The images to train on and those to validate with, as the recipe's `data:` block says; ValueError without one."""
     block, root = recipe.data, Path(data)
+    if block is None:
+        raise ValueError(
+            f"{recipe.name}: its recipe has no data and training blocks, so it cannot be trained or scored"
+        )
     options = {**block.weight_map.model_dump(), "value_range": block.value_range}
     if block.reader == "isbi":
         parts = block.train_slices, block.validation_slices

@@ -6,32 +6,20 @@ import hashlib
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
+from keras_seg.weights.assign import LoadReport, assign_variables, leaf_layers
+
 if TYPE_CHECKING:
     import keras
 
 SUFFIX = ".weights.h5"
-MAX_SHOWN = 8  # variables that an error lists
 ZEROS = bytes(1 << 20)
 HDF5_OVERHEAD = 4096  # bytes a layer, generously: groups, attributes, object headers
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """Which variables (`layer/variable`) came from the file, and which kept their fresh values."""
-
-    kept: tuple[str, ...]
-    fresh: tuple[str, ...]
-
-    def __str__(self) -> str:
-        fresh = f"; new: {', '.join(self.fresh)}" if self.fresh else ""
-        return f"{len(self.kept)} of {len(self.kept) + len(self.fresh)} variables kept from the file{fresh}"
 
 
 @contextmanager
@@ -74,57 +62,31 @@ def save_weights(model: keras.Model, path: str | Path, *, half: bool = False) ->
     )  # the same layers without an optimizer, whose state Keras would add
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        _reserve(temporary, sum(v.nbytes for v in bare.get_weights()) + HDF5_OVERHEAD * len(bare.layers))
+        size = sum(v.nbytes for v in bare.get_weights()) + HDF5_OVERHEAD * len([*leaf_layers(bare)])
+        _reserve(temporary, size)
         bare.save_weights(temporary)
         if half:
             _halve_kernels(temporary)
 
 
 def load_weights(model: keras.Model, path: str | Path, *, may_be_fresh: Collection[str] = ()) -> LoadReport:
-    """Read weights that `save_weights` or Keras wrote into a model with the same layer names.
+    """Read weights that `save_weights` or Keras wrote into a functional model with the same layer names.
 
-    may_be_fresh: names of layers that keep their present values where the file's shapes differ.
+    may_be_fresh: names of layers ("part/layer" inside a part of the model) or parts that keep their present values
+    where the file lacks them or has other shapes.
 
     Everything is checked before the first variable is set. Raises FileNotFoundError, or ValueError: a corrupt
     or foreign file, or one of another network (lists variables missing, left over or of another shape).
     """
+    layers = dict(leaf_layers(model))
+    own, arrays = {}, {}
     stored = _read(Path(path))
-    layers = {layer.name: _variables(layer) for layer in model.layers}
-    label = {
-        (layer, key): f"{layer}/{variable.name}"
-        for layer in layers
-        for key, variable in layers[layer].items()
-    }
-    expected = {place: tuple(layers[place[0]][place[1]].shape) for place in label}
-    found = {(layer, key): array.shape for layer in stored for key, array in stored[layer].items()}
-    differing = [place for place in expected.keys() & found.keys() if found[place] != expected[place]]
-    fresh = {layer for layer, _ in differing} & set(may_be_fresh)
-
-    problems = [
-        f"missing {label[place]} {_shape(expected[place])}"
-        for place in sorted(expected.keys() - found.keys())
-    ]
-    problems += [
-        f"unknown {'/'.join(place)} {_shape(found[place])}"
-        for place in sorted(found.keys() - expected.keys())
-    ]
-    problems += [
-        f"{label[place]} is {_shape(found[place])} in the file and {_shape(expected[place])} in the model"
-        for place in sorted(differing)
-        if place[0] not in fresh
-    ]
-    if problems:
-        shown = problems[:MAX_SHOWN]
-        shown += [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
-        raise ValueError(f"{path}: weights of another network than {model.name!r}: {'; '.join(shown)}")
-
-    for layer in model.layers:
-        if layers[layer.name] and layer.name not in fresh:
-            layer.load_own_variables(stored[layer.name])
-    return LoadReport(
-        kept=tuple(label[place] for place in expected if place[0] not in fresh),
-        fresh=tuple(label[place] for place in expected if place[0] in fresh),
-    )
+    for place in dict.fromkeys([*layers, *stored]):
+        variables = _variables(layers[place]) if place in layers else {}
+        own |= {f"{place}/{variable.name}": variable for variable in variables.values()}
+        for key, array in stored.get(place, {}).items():
+            arrays[f"{place}/{variables[key].name if key in variables else key}"] = array
+    return assign_variables(own, arrays, path, may_be_fresh=may_be_fresh, network=repr(model.name))
 
 
 def check_sha256(path: str | Path, expected: str) -> None:
@@ -176,25 +138,26 @@ def _variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
 
 
 def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """{layer name: {key: array}} of a `.weights.h5` file. Keras keeps `layers/<class>_<n>/vars`, with the
-    layer's name as an attribute; an optimizer's state lies elsewhere."""
+    """{path of the layer: {key: array}} of a `.weights.h5` file. Keras keeps `layers/<class>_<n>/vars`, with the
+    layer's name as an attribute, and a model's own layers beside; an optimizer's state lies elsewhere."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
-    stored = {}
+    stored: dict[str, dict[str, np.ndarray]] = {}
+
+    def collect(layers: h5py.Group, prefix: str) -> None:
+        for group in layers.values():
+            variables = group.get("vars", {})
+            if len(variables):
+                place = f"{prefix}{variables.attrs['name']}"
+                stored[place] = {key: np.asarray(value) for key, value in variables.items()}
+            if "layers" in group:
+                collect(group["layers"], f"{prefix}{variables.attrs['name']}/")
+
     try:
         with h5py.File(path, "r") as file:
-            for group in file.get("layers", {}).values():
-                variables = group.get("vars", {})
-                if len(variables):
-                    stored[str(variables.attrs["name"])] = {
-                        key: np.asarray(value) for key, value in variables.items()
-                    }
+            collect(file.get("layers", {}), "")
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: corrupt, truncated, or no weights file of Keras 3 ({error})") from error
     if not stored:
         raise ValueError(f"{path}: an HDF5 file, but without the layers of a Keras 3 weights file")
     return stored
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
