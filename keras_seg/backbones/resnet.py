@@ -12,6 +12,7 @@ from keras import layers
 STAGES = ("res2", "res3", "res4", "res5")
 STRIDES = dict(zip(STAGES, (4, 8, 16, 32), strict=True))
 NORMALIZATIONS = ("frozen", "batch", "group")
+PADDINGS = ("symmetric", "same", "same_pool")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def resnet(
     normalization: str = "frozen",
     norm_eps: float = 1e-5,
     stride_in_1x1: bool = True,
+    padding: str = "symmetric",
     res5_dilation: int = 1,
     width: int = 64,
     name: str = "backbone",
@@ -95,23 +97,24 @@ def resnet(
         norm_eps: added to the variance.
         stride_in_1x1: a stage's first bottleneck strides in its first 1x1 convolution (the original network, and
             Detectron2's R50 and R101) instead of the 3x3 (torchvision, ResNeXt).
+        padding: where a layer strides: "symmetric", as in PyTorch; "same", as TensorFlow calls its own, which has the
+            odd pixel at the end (Model Garden); "same_pool": that for the pooling alone (Matterport).
         res5_dilation: 2 keeps res5 at stride 16 with dilated convolutions (DC5).
         width: channels of the stem and of the first stage's 3x3 convolutions; 64 in all published networks.
         name: of the model.
 
-    Padding is symmetric, as in PyTorch; Keras's "same" differs where a convolution strides.
-
     Returns: a functional model; with one output a map, else a list of maps [B, H / s, W / s, C].
 
     Raises:
-        ValueError: an unknown variant, stage or normalisation.
+        ValueError: an unknown variant, stage, normalisation or padding.
     """
-    _check(variant, outputs, res5_dilation)
-    parts = _Parts(VARIANTS[variant], normalization, norm_eps, stride_in_1x1, width)
+    _check(variant, outputs, res5_dilation, padding)
+    parts = _Parts(VARIANTS[variant], normalization, norm_eps, stride_in_1x1, padding, width)
     image = keras.Input((None, None, 3), name="image")
     x = parts.convolution(image, "stem_conv1", width, 7, stride=2)
-    x = layers.ZeroPadding2D(1, name="stem_pad")(x)  # zeros are no larger than what follows a ReLU
-    x = layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+    if padding == "symmetric":
+        x = layers.ZeroPadding2D(1, name="stem_pad")(x)  # zeros are no larger than what follows a ReLU
+    x = layers.MaxPooling2D(3, 2, "valid" if padding == "symmetric" else "same", name="stem_pool")(x)
     maps = {}
     for stage in STAGES[: 1 + max(STAGES.index(output) for output in outputs)]:
         x = parts.stage(x, stage, res5_dilation if stage == "res5" else 1)
@@ -126,13 +129,14 @@ def res5_head(
     normalization: str = "frozen",
     norm_eps: float = 1e-5,
     stride_in_1x1: bool = True,
+    padding: str = "symmetric",
     width: int = 64,
     name: str = "res5",
 ) -> keras.Model:
     """The last stage as a head on pooled regions (C4; He et al. 2017, Figure 4 left): [N, 14, 14, 16 * width] to
     [N, 7, 7, 32 * width]. Arguments as those of `resnet`."""
-    _check(variant, ("res5",), 1)
-    parts = _Parts(VARIANTS[variant], normalization, norm_eps, stride_in_1x1, width)
+    _check(variant, ("res5",), 1, padding)
+    parts = _Parts(VARIANTS[variant], normalization, norm_eps, stride_in_1x1, padding, width)
     expansion = 4 if VARIANTS[variant].bottleneck else 1
     region = keras.Input((None, None, 4 * width * expansion), name="region")
     return keras.Model(region, parts.stage(region, "res5"), name=name)
@@ -143,7 +147,7 @@ def channels(variant: str, stage: str, width: int = 64) -> int:
     return width * 2 ** STAGES.index(stage) * (4 if VARIANTS[variant].bottleneck else 1)
 
 
-def _check(variant: str, outputs: Sequence[str], res5_dilation: int) -> None:
+def _check(variant: str, outputs: Sequence[str], res5_dilation: int, padding: str) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"backbone must be one of {', '.join(VARIANTS)}, got {variant!r}")
     unknown = [output for output in outputs if output not in STAGES]
@@ -151,6 +155,8 @@ def _check(variant: str, outputs: Sequence[str], res5_dilation: int) -> None:
         raise ValueError(f"backbone outputs must be some of {', '.join(STAGES)}, got {list(outputs)}")
     if res5_dilation not in (1, 2):
         raise ValueError(f"res5_dilation must be 1 or 2, got {res5_dilation!r}")
+    if padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,7 @@ class _Parts:
     norm: str
     norm_eps: float
     stride_in_1x1: bool
+    padding: str
     width: int
 
     def convolution(
@@ -175,12 +182,13 @@ class _Parts:
         groups: int = 1,
         relu: bool = True,
     ) -> keras.KerasTensor:
-        """A convolution padded by the same on all sides, its normalisation, and a ReLU."""
+        """A convolution, its normalisation, and a ReLU."""
         border = dilation * (kernel // 2)
-        if border and stride > 1:
+        padded = border > 0 and stride > 1 and self.padding != "same"  # else Keras's "same" is what is wanted
+        if padded:
             x = layers.ZeroPadding2D(border, name=f"{name}_pad")(x)
         x = layers.Conv2D(
-            filters, kernel, strides=stride, padding="valid" if stride > 1 or not border else "same",
+            filters, kernel, strides=stride, padding="valid" if padded else "same",
             dilation_rate=dilation, groups=groups, use_bias=False,
             kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"), name=name,
         )(x)  # fmt: skip

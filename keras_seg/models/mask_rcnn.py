@@ -70,14 +70,19 @@ def mask_rcnn(
     width: int = 64,
     fpn_channels: int = 256,
     fpn_normalization: str | None = None,
+    fpn_top: str = "pool",
     normalization: str = "frozen",
     norm_eps: float = 1e-5,
     stride_in_1x1: bool = True,
+    padding: str = "symmetric",
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
     anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     anchors_rounded: bool = False,
+    anchor_offset: float = 0.0,
     rpn_convs: int = 1,
+    rpn_channels: int | None = None,
+    rpn_shared: bool = True,
     pre_nms_proposals: int | None = None,
     proposals: int = 1000,
     rpn_nms: float = 0.7,
@@ -123,12 +128,14 @@ def mask_rcnn(
             at stride 32. The last two have the pyramid's heads.
         width: channels of the stem; 64 in all published networks.
         fpn_channels: of the pyramid's maps.
-        fpn_normalization: of the pyramid, None or as `normalization`.
+        fpn_normalization: of the pyramid, None or as `normalization`. fpn_top: see `backbones.fpn`.
         normalization: of the backbone: "frozen", "batch" or "group"; norm_eps: added to the variance.
-        stride_in_1x1: see `backbones.resnet`.
+        stride_in_1x1, padding: see `backbones.resnet`.
         pixel_mean, pixel_std: RGB, 0-255.
-        anchor_ratios: height over width. anchors_rounded: to whole pixels (torchvision).
-        rpn_convs: 3x3 convolutions of the proposal head.
+        anchor_ratios: height over width. anchors_rounded: to whole pixels (torchvision). anchor_offset: of the first
+            anchors' centre, in strides (Model Garden: 0.5).
+        rpn_convs: 3x3 convolutions of the proposal head. rpn_channels: of them, None for the maps' own. rpn_shared:
+            one head for all levels of the pyramid; if False, each has its own 3x3 convolutions (Model Garden).
         pre_nms_proposals: kept of each level before suppression; None: 1000 with a pyramid, else 6000.
         proposals: kept of an image after it (the paper: 300 for C4, 1000 with a pyramid).
         rpn_nms, box_nms: overlaps above which the worse of two boxes goes.
@@ -179,6 +186,11 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         names = arguments[field]
         if names is not None and len(names) != count:
             raise ValueError(f"mask_rcnn: {len(names)} {field} for {count}")
+    if arguments["structure"] != "fpn" and not (arguments["rpn_shared"] and arguments["fpn_top"] == "pool"):
+        raise ValueError(
+            f"mask_rcnn: rpn_shared={arguments['rpn_shared']}, fpn_top={arguments['fpn_top']!r} need structure "
+            f"'fpn', got {arguments['structure']!r}"
+        )
     if arguments["short_side"] > arguments["max_side"]:
         raise ValueError(
             f"mask_rcnn: short_side={arguments['short_side']} is longer than max_side={arguments['max_side']}"
@@ -201,13 +213,17 @@ def _graph(**a: Any) -> tuple[dict, dict]:
     size = keras.Input((2,), name="size")
     pyramid = a["structure"] == "fpn"
     x = NormalizePixels(a["pixel_mean"], a["pixel_std"], name="normalize")(image, size)
-    common = {key: a[key] for key in ("normalization", "norm_eps", "stride_in_1x1", "width")}
+    common = {key: a[key] for key in ("normalization", "norm_eps", "stride_in_1x1", "padding", "width")}
     if pyramid:
         maps = resnet(a["backbone"], **common)(x)
         counts = [level.shape[-1] for level in maps]
-        maps = fpn(counts, a["fpn_channels"], normalization=a["fpn_normalization"], norm_eps=a["norm_eps"])(
-            maps
-        )
+        maps = fpn(
+            counts,
+            a["fpn_channels"],
+            normalization=a["fpn_normalization"],
+            norm_eps=a["norm_eps"],
+            top=a["fpn_top"],
+        )(maps)
         strides, sizes = FPN_STRIDES, [[side] for side in FPN_SIZES]
     else:
         stage, stride = SINGLE_MAP[a["structure"]]
@@ -216,8 +232,11 @@ def _graph(**a: Any) -> tuple[dict, dict]:
         strides, sizes = (stride,), [list(SINGLE_SIZES)]
 
     anchors = len(sizes[0]) * len(a["anchor_ratios"])
-    rpn = rpn_head(maps[0].shape[-1], anchors, convs=a["rpn_convs"])
-    logits, deltas = zip(*(rpn(level) for level in maps), strict=True)
+    levels = None if a["rpn_shared"] else range(2, 2 + len(maps))
+    rpn = rpn_head(
+        maps[0].shape[-1], anchors, channels=a["rpn_channels"], convs=a["rpn_convs"], levels=levels
+    )
+    logits, deltas = rpn(maps) if levels else zip(*(rpn(level) for level in maps), strict=True)
     boxes, count = SelectProposals(
         sizes,
         a["anchor_ratios"],
@@ -227,6 +246,7 @@ def _graph(**a: Any) -> tuple[dict, dict]:
         a["proposals"],
         a["rpn_nms"],
         a["rpn_min_size"],
+        a["anchor_offset"],
         name="proposals",
     )(list(logits), list(deltas), size)
 

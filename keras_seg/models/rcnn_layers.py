@@ -73,6 +73,7 @@ class SelectProposals(_Configured):
         post_nms: int,
         nms_threshold: float,
         min_size: float,
+        offset: float = 0.0,
         **kwargs,
     ) -> None:
         options = {
@@ -84,7 +85,7 @@ class SelectProposals(_Configured):
         """float32 [H_l * W_l * A, 4] for each level's logits [B, H_l, W_l, A]."""
         cells = [cell_anchors(sizes, self.ratios, self.rounded) for sizes in self.sizes]
         return [
-            grid_anchors(cell, tf.shape(level)[1], tf.shape(level)[2], stride)
+            grid_anchors(cell, tf.shape(level)[1], tf.shape(level)[2], stride, self.offset)
             for cell, level, stride in zip(cells, logits, self.strides, strict=True)
         ]
 

@@ -94,6 +94,28 @@ def test_mixed_precision():
     assert {map_.dtype for map_ in maps} == {tf.bfloat16}
 
 
+@pytest.mark.parametrize(
+    ("padding", "padded"),
+    [("symmetric", {"stem_conv1_pad", "stem_pad"}), ("same_pool", {"stem_conv1_pad"}), ("same", set())],
+)
+def test_padding(padding, padded):
+    """What TensorFlow itself pads, the layer does (tests/weights compare the numbers)."""
+    model = resnet("resnet18", width=2, outputs=["res2"], padding=padding)
+    assert {layer.name for layer in model.layers if layer.name.endswith("_pad")} == padded
+    assert model(tf.zeros([1, 64, 96, 3])).shape == (1, 16, 24, 2)
+    with pytest.raises(ValueError, match="padding must be one of 'symmetric', 'same', 'same_pool', got 'valid'"):
+        resnet("resnet18", padding="valid")
+
+
+def test_the_top_of_the_pyramid():
+    model = fpn([8, 16], 12, top="conv")
+    found = model([tf.random.normal([1, 6, 10, 8]), tf.random.normal([1, 3, 5, 16])])
+    assert [map_.shape for map_ in found] == [(1, 6, 10, 12), (1, 3, 5, 12), (1, 2, 3, 12)]
+    assert {layer.name for layer in model.layers} >= {"fpn_output4", "fpn_top4"}
+    with pytest.raises(ValueError, match="fpn_top must be one of 'pool', 'conv', got 'max'"):
+        fpn([8, 16], top="max")
+
+
 def test_the_pyramid():
     for norm in (None, "batch"):
         model = fpn([8, 16, 32, 64], 12, normalization=norm)

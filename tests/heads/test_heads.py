@@ -20,6 +20,22 @@ def test_the_proposal_head(convs):
     )
 
 
+@pytest.mark.parametrize("convs", [1, 2])
+def test_a_proposal_head_for_each_level(convs):
+    head = rpn_head(8, 3, convs=convs, channels=5, levels=(2, 3))
+    maps = [tf.random.normal([1, side, side, 8]) for side in (4, 2)]
+    logits, deltas = head(maps)
+    assert [map_.shape for map_ in [*logits, *deltas]] == [
+        (1, side, side, outputs) for outputs in (3, 12) for side in (4, 2)
+    ]
+    first = "conv" if convs == 1 else "conv0"
+    assert head.get_layer(f"{first}_p3").kernel.shape == (3, 3, 8, 5)
+    head.get_layer(f"{first}_p3").kernel.assign(tf.zeros([3, 3, 8, 5]))
+    again, _ = head(maps)
+    np.testing.assert_array_equal(again[0], logits[0])
+    assert np.any(again[1] != logits[1])
+
+
 @pytest.mark.parametrize(("kind", "dense"), [("fc", 2), ("conv_fc", 1)])
 def test_box_heads(kind, dense):
     head = box_head(6, kind=kind, channels=10)
