@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from keras_seg.instances import Instances
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from keras_seg.models.mask_rcnn import MaskRCNN
 
 
@@ -73,26 +75,40 @@ def detect(
 
 
 def _predict(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """The model's outputs for images [h, w, 3] of several sizes, padded to one."""
+    """The model's outputs for images [h, w, 3] of several sizes."""
+    outputs = _compiled(model)(_batch(model, images))
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _compiled(model: MaskRCNN) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """The model's call for inference, traced once, whatever the sizes."""
     import tensorflow as tf
+
+    from keras_seg.inference import for_inference
 
     if not hasattr(model, "compiled_call"):
         signature = {
             "image": tf.TensorSpec([None, None, None, 3], tf.float32),
             "size": tf.TensorSpec([None, 2], tf.float32),
         }
-        # traced once, whatever the sizes
+        network = for_inference(model)
         model.compiled_call = tf.function(
-            lambda inputs: model(inputs, training=False), input_signature=[signature]
+            lambda inputs: network(inputs, training=False), input_signature=[signature]
         )
+    return model.compiled_call
+
+
+def _batch(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, tf.Tensor]:
+    """The model's input: images [h, w, 3] padded to one size, and their sizes."""
+    import tensorflow as tf
+
     multiple = model.size_divisor
     height, width = (-(-max(i.shape[axis] for i in images) // multiple) * multiple for axis in (0, 1))
     batch = np.zeros((len(images), height, width, 3), np.float32)
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     sizes = np.array([image.shape[:2] for image in images], np.float32)
-    outputs = model.compiled_call({"image": tf.constant(batch), "size": tf.constant(sizes)})
-    return {name: value.numpy() for name, value in outputs.items()}
+    return {"image": tf.constant(batch), "size": tf.constant(sizes)}
 
 
 def _instances(

@@ -180,23 +180,19 @@ def turn_back(tiles: np.ndarray, k: int) -> np.ndarray:
     return tiles[:, :, ::-1] if k >= 4 else tiles
 
 
-# model -> (what takes over its present weights, its compiled call)
-_COMPILED: weakref.WeakKeyDictionary[UNet, tuple[Callable[[], None], Callable[[np.ndarray], np.ndarray]]] = (
-    weakref.WeakKeyDictionary()
-)
+# model -> its compiled call
+_COMPILED: weakref.WeakKeyDictionary[UNet, Callable[[np.ndarray], np.ndarray]] = weakref.WeakKeyDictionary()
 
 
 def _compiled(model: UNet) -> Callable[[np.ndarray], np.ndarray]:
     """float32 [B, h, w, C] -> float32 [B, h', w', K]; traced once a model, whatever the sizes."""
     import tensorflow as tf
 
-    from keras_seg.winograd import with_winograd
+    from keras_seg.inference import for_inference
 
     if model not in _COMPILED:
-        network, refresh = with_winograd(model)  # keeps the layers alive, not the model
+        network = for_inference(model)  # keeps the layers alive, not the model
         signature = [tf.TensorSpec([None, None, None, model.input_channels], tf.float32)]
         call = tf.function(lambda tiles: network(tiles, training=False), input_signature=signature)
-        _COMPILED[model] = refresh, lambda tiles: call(np.ascontiguousarray(tiles)).numpy()
-    refresh, predict = _COMPILED[model]
-    refresh()
-    return predict
+        _COMPILED[model] = lambda tiles: call(np.ascontiguousarray(tiles)).numpy()
+    return _COMPILED[model]

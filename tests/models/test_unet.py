@@ -10,9 +10,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_seg.inference import for_inference
 from keras_seg.losses import weighted_crossentropy
 from keras_seg.models import UNet, unet
-from keras_seg.winograd import with_winograd
 
 # Largest difference allowed, as a share of the largest logit (float32 sums in another order give about 2e-5).
 PARITY = 1e-4
@@ -88,8 +88,8 @@ def test_parity_with_the_reference_network(shared, size):
             value[::c, ::y, ::x], sample, atol=PARITY * np.abs(value).max(), rtol=0, err_msg=name
         )
 
-    # what `segment` runs, where wide convolutions are computed differently
-    fast, _ = with_winograd(model)
+    # what `segment` runs, where convolutions are computed differently
+    fast = for_inference(model)
     logits = found["logits"].astype(np.float64)
     expected_probabilities = (np.exp(logits) / np.exp(logits).sum(0)).transpose(1, 2, 0)
     np.testing.assert_allclose(fast(batch["image"])[0], expected_probabilities, atol=PARITY, rtol=0)
