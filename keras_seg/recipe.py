@@ -76,6 +76,7 @@ class Augmentation(Block):
     contrast: Share = 0.2
     gamma: NonNegativeFloat = 0.0
     noise: Annotated[float, Field(ge=0, le=255)] = 0.0
+    interpolation: Literal["bicubic", "nearest"] = "bicubic"
 
 
 class WeightMap(Block):

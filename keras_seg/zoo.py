@@ -180,4 +180,5 @@ _IMAGENET = {
     "normalization": ("frozen", "batch"),
     "width": (64,),
     "stride_in_1x1": (True,),
+    "padding": ("symmetric",),
 }

@@ -44,7 +44,11 @@ def write_detectron2(path: Path, classes: int = 3) -> None:
     random = np.random.default_rng(0)
     model = {}
     for name, variable in variables(models.mask_rcnn(classes, **TINY).parts).items():
-        array = random.uniform(0.01, 0.1, variable.shape).astype(np.float32)
+        # near 1 what scales, so that maps neither vanish nor overflow
+        scale = name.endswith(("gamma", "moving_variance"))
+        array = random.uniform(0.9 if scale else -0.1, 1.1 if scale else 0.1, variable.shape).astype(
+            np.float32
+        )
         if array.ndim == 4:
             array = array.transpose(3, 2, 0, 1)
         model[detectron2_name(name)] = array.T if array.ndim == 2 else array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from detector_files import write_detectron2
+from detector_files import write_recipe as write_detector_recipe
 from PIL import Image
 
 from keras_seg import cli, zoo
@@ -75,7 +78,7 @@ def run(monkeypatch, capsys):
 def test_help_names_the_commands(run):
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("list", "show", "train", "segment", "evaluate", "export"):
+    for command in ("list", "show", "train", "segment", "evaluate", "import-weights", "export"):
         assert command in out
 
 
@@ -105,6 +108,57 @@ def test_segment_a_stack(run, folder):
     assert tifffile.imread("out.tif").shape == (3, 48, 40)
     status, _, error = run("segment", "small.yaml", stack, "-o", "out.png", "--weights", "mine.weights.h5")
     assert status == 2 and "a .png holds one image, and these are 3; use .tif or .npy" in error
+
+
+@pytest.fixture
+def detector(folder) -> Path:
+    """A small detector's recipe and its weights as a Detectron2 file, beside the image."""
+    write_detectron2(folder / "model.pkl")
+    return write_detector_recipe(folder / "tiny.yaml")
+
+
+def test_weights_are_imported_and_used(run, detector):
+    status, out, _ = run("import-weights", "tiny.yaml", "model.pkl", "-o", "tiny.weights.h5")
+    assert (
+        status == 0 and out.startswith("tiny.weights.h5: ") and out.endswith("variables kept from the file\n")
+    )
+    objects = ("segment", "tiny.yaml", "image.png", "--score-threshold", 0, "--weights", "tiny.weights.h5")
+    assert run(*objects, "-o", "objects.json")[0] == 0
+    found = json.loads(Path("objects.json").read_text())
+    assert found and {"bbox", "score", "segmentation", "category_id"} <= found[0].keys()
+    status, out, _ = run(*objects, "-o", "objects.png")
+    assert status == 0 and "objects.png: <Instances in 30x20 pixels: " in out
+    assert Image.open("objects.png").size == (20, 30)
+    assert run(*objects, "-o", "objects.tif")[0] == 0
+    assert tifffile.imread("objects.tif").shape == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("import-weights", "tiny.yaml", "model.pkl", "-o", "tiny.h5"), "name must end in .weights.h5"),
+        (("import-weights", "tiny.yaml", "image.png", "-o", "t.weights.h5"), "weights of which format?"),
+        (("import-weights", "tiny.yaml", "none.pkl", "-o", "t.weights.h5"), "none.pkl"),
+        (("import-weights", "small.yaml", "model.pkl", "-o", "t.weights.h5"), "this is a U-Net"),
+        (
+            ("import-weights", "tiny.yaml", "model.pkl", "-o", "t.weights.h5", "--format", "caffe"),
+            "format must be one of 'detectron2'",
+        ),
+        (
+            ("segment", "tiny.yaml", "image.png", "-o", "out.npy"),
+            "tiny.yaml must end in .png, .jpg, .tif, .tiff, .json",
+        ),
+        (("train", "tiny.yaml", "--data", "data"), "no data and training blocks"),
+        (
+            ("evaluate", "tiny.yaml", "--data", "data", "--weights", "model.pkl"),
+            "no data and training blocks",
+        ),
+    ],
+)
+def test_wrong_use_of_a_detector_is_one_line(run, detector, arguments, message):
+    status, _, error = run(*arguments)
+    assert status == 2
+    assert error.startswith("keras-seg: ") and error.count("\n") == 1 and message in error
 
 
 def test_train_resume_evaluate_export(run, folder):
@@ -151,7 +205,7 @@ def test_evaluate_needs_something_to_validate_with(run, folder):
         (("segment", "small.yaml", "image.png", "-o", "out.npy"), "small has no pretrained weights"),
         (
             ("segment", "small.yaml", "image.png", "-o", "out.jpg"),
-            "out.jpg: the output must end in .npy, .tif or .png",
+            "out.jpg: the output of small.yaml must end in .npy, .tif, .tiff, .png",
         ),
         (("segment", "small.yaml", "image.png", "-o", "no/out.npy"), "no: no such folder for the output"),
         (

@@ -11,7 +11,7 @@ import pytest
 from detector_files import URL, write_detectron2, write_recipe
 
 from keras_seg import zoo
-from keras_seg.weights import DownloadFailed, save_weights
+from keras_seg.weights import DownloadFailed, garden, matterport, save_weights
 from keras_seg.weights.assign import variables
 
 DETECTORS = [name for name in zoo.list() if zoo.show(name).model.builder == "mask_rcnn"]
@@ -43,6 +43,14 @@ def test_the_zoo_has_the_family():
     assert {model.roi for model in ablations} == {"align", "pool", "warp"}
     assert {model.mask_head for model in ablations} == {"conv", "mlp2", "mlp3"}
     assert {model.mask_loss for model in ablations} == {"sigmoid", "softmax"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"), [("maskrcnn_r101_fpn_matterport", matterport), ("maskrcnn_r50_fpn_garden", garden)]
+)
+def test_recipes_for_other_libraries_have_what_their_readers_say(name, reader):
+    block = zoo.show(name).model
+    assert {field: getattr(block, field) for field in reader.ARGUMENTS} == reader.ARGUMENTS
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -30,6 +30,9 @@ class Augmentation:
     contrast: contrast changes by a factor between 1 - contrast and 1 + contrast, around the tile's mean.
     gamma: the image is raised to a power between 1 / (1 + gamma) and 1 + gamma, on a 0-1 scale.
     noise: standard deviation of the Gaussian noise, in grey values, drawn between 0 and this.
+    interpolation: of the image, "bicubic"; or "nearest", which moves pixels by up to half a pixel but keeps the
+        noise of the microscope as it is, where interpolation smooths it and later images look unlike those
+        trained on. Labels and weights are always the nearest.
     """
 
     elastic_sigma: float = 10.0
@@ -42,6 +45,7 @@ class Augmentation:
     contrast: float = 0.2
     gamma: float = 0.0
     noise: float = 0.0
+    interpolation: Literal["bicubic", "nearest"] = "bicubic"
 
 
 NO_AUGMENTATION = Augmentation(0.0, 3, "none", False, False, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -79,8 +79,9 @@ def tile_dataset(
         height, width = tf.shape(label)[0], tf.shape(label)[1]
         coordinates = random_coordinates(height, width, tile, geometry, options)
         inner = coordinates[margin : margin + output_tile, margin : margin + output_tile]
+        sample_image = sample_bicubic if options.interpolation == "bicubic" else sample_nearest
         return {
-            "image": vary_grey_values(sample_bicubic(image, coordinates), grey, options),
+            "image": vary_grey_values(sample_image(image, coordinates), grey, options),
             "label": sample_nearest(label, inner),
             "weight": sample_nearest(weight, inner),
             "sample": order[place],

@@ -44,6 +44,18 @@ def test_the_label_is_the_centre_of_the_image_tile():
         np.testing.assert_allclose(batch["image"][:, 4:-4, 4:-4, 0], batch["label"] * 100.0, atol=1e-3)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "nearest"])
+def test_the_nearest_pixel_keeps_grey_values_under_elastic_deformation(interpolation):
+    options = Augmentation(elastic_sigma=10, brightness=0, contrast=0, interpolation=interpolation)
+    (batch,) = take(tile_dataset([sample()], tile=48, batch_size=4, augment=options), 1)
+    kept = np.isin(batch["image"], sample().image)
+    if interpolation == "nearest":
+        assert kept.all()
+        np.testing.assert_array_equal(batch["image"][..., 0], batch["label"] * 100.0)
+    else:
+        assert kept.mean() < 0.9
+
+
 def test_the_same_seed_gives_the_same_tiles_whatever_the_parallelism():
     samples = [sample(seed=k) for k in range(4)]
     first = take(tile_dataset(samples, tile=24, batch_size=3, seed=5, parallel=1), 6)

@@ -1,5 +1,6 @@
 """Training from a recipe on each kind of data, at a size that takes seconds."""
 
+import keras
 import numpy as np
 import pytest
 import tifffile
@@ -107,3 +108,24 @@ def test_folders_with_three_classes(tmp_path):
     assert evaluate(model, folders, read_samples(folders, tmp_path)[1])["mean_iou"] > 0.4
     with pytest.raises(ValueError, match="data.classes names 3 classes, the model has 2"):
         train(recipe(data, "mean_iou"), tmp_path, tmp_path / "other")
+
+
+def test_mixed_precision_trains_float32_weights_and_returns_a_float32_model(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    image, labels = cells()
+    Image.fromarray(image).save(tmp_path / "images/a.png")
+    Image.fromarray(((labels > 0) * 255).astype(np.uint8)).save(tmp_path / "masks/a.png")
+    folder = {name: kind for kind in ("images", "masks") for name in (f"train_{kind}", f"validation_{kind}")}
+    data = {"reader": "folder", "classes": {"ground": 0, "cell": 255}, **folder}
+    mixed = recipe(data, "mean_iou", steps=60).override({"training.precision": "mixed_bfloat16"})
+    model = train(mixed, tmp_path, tmp_path / "run", say=lambda line: None)
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    assert {weight.dtype for weight in model.trainable_weights} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
+    assert evaluate(model, mixed, read_samples(mixed, tmp_path)[1])["mean_iou"] > 0.8
+
+
+def test_a_detector_is_not_trained_from_a_recipe():
+    with pytest.raises(ValueError, match="maskrcnn_r50_fpn: its recipe has no data and training blocks"):
+        train(zoo.show("maskrcnn_r50_fpn"), ".", "run")
