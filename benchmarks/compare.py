@@ -65,12 +65,13 @@ def compare(
     folder: Path,
     *,
     unchecked: Sequence[str] = (),
+    parts: bool = True,
 ) -> dict:
     """One table: {"flops", "peak_flops": of a matrix product, "contestants": {name: its version and figures}}.
 
     commands: {name: command line of a worker}, keras_seg's first; each gets `--outputs` (an .npz in `folder`, to be
     compared) and `--matrix`. unchecked: contestants with weights of their own, whose results mean nothing here.
-    A worker that knows the action "parts" gives seconds by part.
+    parts: also the seconds by part, of workers that know the action "parts".
 
     RuntimeError if a contestant's process ends, or its results are not those of keras_seg.
     """
@@ -108,6 +109,8 @@ def compare(
             "share_of_peak": flops / statistics.median(seconds[worker.name]) / peak,
             "MiB": worker.ask("memory")["result"],
         }
+        if parts and "parts" in worker.ask("actions")["result"]:
+            table[worker.name]["parts"] = worker.ask("parts")["result"]
         worker.close()
     return {"flops": flops, "peak_flops": peak, "contestants": table}
 

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--short-side", type=int, default=800)
+    parser.add_argument("--without-parts", action="store_true", help="leave out the time by part")
     parser.add_argument("--only", nargs="*", help="leave out other contestants than these")
     parser.add_argument("--images", type=Path, default=SHARED / "data/coco_people/val2017")
     parser.add_argument(
@@ -63,11 +64,18 @@ def main() -> None:
                     if name == GARDEN
                     else [*program, *options, "--weights", weights]
                 )
-            flops = sum(forward_flops(image.shape, args.short_side) for image in images[:batch])
+            flops = [part_flops(image.shape, args.short_side) for image in images[:batch]]
+            flops = {part: sum(image[part] for image in flops) for part in flops[0]}
             table = compare.compare(
-                f"batch {batch}", commands, args.rounds, flops, Path(folder), unchecked=[GARDEN]
+                f"batch {batch}",
+                commands,
+                args.rounds,
+                sum(flops.values()),
+                Path(folder),
+                unchecked=[GARDEN],
+                parts=not args.without_parts,
             )
-            results["tables"][str(batch)] = table
+            results["tables"][str(batch)] = table | {"part_flops": flops}
     compare.write(results, report(results, args.short_side), args.output, "maskrcnn")
 
 
@@ -81,30 +89,38 @@ def write_images(path: Path, folder: Path, count: int) -> list[np.ndarray]:
     return images
 
 
-def forward_flops(shape: tuple[int, ...], short_side: int, proposals: int = 1000, masks: int = 100) -> float:
-    """Multiplications and additions of R50-FPN's convolutions and dense layers for one image."""
+def part_flops(
+    shape: tuple[int, ...], short_side: int, proposals: int = 1000, masks: int = 100
+) -> dict[str, float]:
+    """Multiplications and additions of R50-FPN's convolutions and dense layers for one image, by part."""
     scale = short_side / min(shape[:2])
     height, width = (-(-int(side * scale) // 32) * 32 for side in shape[:2])
 
     def convolution(stride: int, kernel: int, incoming: int, outgoing: int) -> float:
-        return 2 * kernel**2 * incoming * outgoing * (height // stride) * (width // stride)
+        # torchvision's level of stride 64 is the one of stride 32 subsampled, which rounds up
+        return 2 * kernel**2 * incoming * outgoing * -(-height // stride) * -(-width // stride)
 
-    total = convolution(2, 7, 3, 64)
+    backbone = convolution(2, 7, 3, 64)
     incoming = 64
     for stage, blocks in enumerate((3, 4, 6, 3)):
         stride, inner = 4 * 2**stage, 64 * 2**stage
-        total += convolution(stride, 1, incoming, 4 * inner)  # the shortcut
+        backbone += convolution(stride, 1, incoming, 4 * inner)  # the shortcut
         for block in range(blocks):
             # torchvision strides in the 3x3 convolution, so a stage's first 1x1 is at the size before
             before = stride if block or not stage else stride // 2
-            total += convolution(before, 1, incoming if not block else 4 * inner, inner)
-            total += convolution(stride, 3, inner, inner) + convolution(stride, 1, inner, 4 * inner)
+            backbone += convolution(before, 1, incoming if not block else 4 * inner, inner)
+            backbone += convolution(stride, 3, inner, inner) + convolution(stride, 1, inner, 4 * inner)
         incoming = 4 * inner
-        total += convolution(stride, 1, incoming, 256) + convolution(stride, 3, 256, 256)
-    for stride in (4, 8, 16, 32, 64):
-        total += convolution(stride, 3, 256, 256) + convolution(stride, 1, 256, 15)
-    total += 2 * proposals * (256 * 49 * 1024 + 1024 * 1024 + 1024 * 91 * 5)
-    return total + 2 * masks * (4 * 9 * 256 * 256 * 196 + 256 * 256 * 784 + 256 * 91 * 784)
+        backbone += convolution(stride, 1, incoming, 256) + convolution(stride, 3, 256, 256)  # the pyramid
+    return {
+        "backbone": backbone,
+        "RPN": sum(
+            convolution(stride, 3, 256, 256) + convolution(stride, 1, 256, 15)
+            for stride in (4, 8, 16, 32, 64)
+        ),
+        "box": 2 * proposals * (256 * 49 * 1024 + 1024 * 1024 + 1024 * 91 * 5),
+        "mask": 2 * masks * (4 * 9 * 256 * 256 * 196 + 256 * 256 * 784 + 256 * 91 * 784),
+    }
 
 
 def report(results: dict, short_side: int) -> str:
@@ -116,10 +132,19 @@ def report(results: dict, short_side: int) -> str:
             f"GFLOP an image; matrix peak {table['peak_flops'] / 1e9:.0f} GFLOP/s."
         )
         lines += ["", title, "", *compare.table_lines(table, "seconds an image", int(batch))]
-        parts = table["contestants"][OURS].get("parts")
-        if parts:
-            shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
-            lines += ["", f"{OURS} by part, seconds for the batch: {shares}."]
+        parts = table["contestants"][OURS].get("parts", {})
+        lines += (
+            ["", f"| {OURS} by part | seconds an image | GFLOP an image | share of the peak |"]
+            if parts
+            else []
+        )
+        lines += ["|---|---|---|---|"] if parts else []
+        for name, seconds in parts.items():
+            flops = table["part_flops"].get(name, 0)
+            share = f"{flops / seconds / table['peak_flops']:.0%}" if flops else ""
+            lines.append(
+                f"| {name} | {seconds / int(batch):.2f} | {flops / int(batch) / 1e9:.1f} | {share} |"
+            )
     return "\n".join([*lines, ""])
 
 

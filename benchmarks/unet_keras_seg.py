@@ -57,11 +57,13 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
-    inputs = dict(np.load(args.inputs))
+    inputs = np.load(args.inputs)  # read on access: arrays of other contestants take no memory here
+    image = inputs["image"]
     model = build(int(inputs["base_channels"]), int(inputs["depth"]))
     batch = {name: tf.constant(inputs[name]) for name in ("image", "label", "weight")}
     model.compile(keras.optimizers.SGD(float(inputs["learning_rate"]), momentum=0.99))
-    model.optimizer.build(model.trainable_variables)
+    if args.task == "training":
+        model.optimizer.build(model.trainable_variables)
     predict, train_step = overlap_tile._compiled(model), tf.function(model.train_step)
 
     @tf.function
@@ -73,7 +75,7 @@ def main() -> None:
     def check() -> None:
         """Writes the probabilities, or the loss and the gradients' norms, both without drop-out."""
         if args.task == "inference":
-            np.savez(args.outputs, probabilities=predict(inputs["image"]))
+            np.savez(args.outputs, probabilities=predict(image))
             return
         loss, gradients = loss_and_gradients()
         norms = {v.path: float(tf.norm(g)) for v, g in zip(model.trainable_variables, gradients, strict=True)}
@@ -88,7 +90,7 @@ def main() -> None:
 
     def run() -> None:
         if args.task == "inference":
-            predict(inputs["image"])
+            predict(image)
         else:
             float(train_step(batch)["loss"])
 

@@ -76,7 +76,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    inputs = dict(np.load(args.inputs))
+    inputs = np.load(args.inputs)  # read on access: only what is used takes memory
     model = UNet(int(inputs["base_channels"]), int(inputs["depth"]))
     model.load(
         {name.removeprefix("weights/"): inputs[name] for name in inputs if name.startswith("weights/")}

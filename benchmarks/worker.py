@@ -14,9 +14,10 @@ from typing import Any
 def serve(actions: dict[str, Callable[[], Any]]) -> None:
     """Answers {"do": name} with {"seconds": wall clock, "result": what the action returned} until stdin ends.
 
-    "memory" is built in: the peak resident memory of this process in MiB.
+    Built in: "memory", the peak resident memory of this process in MiB, and "actions", the names of all.
     """
     actions = {"memory": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **actions}
+    actions["actions"] = lambda: list(actions)
     # Whatever a library prints goes to stderr, so that stdout holds the answers alone.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -66,7 +66,7 @@ def convolve(
 
 
 # A function of its own, which all convolutions of a model with as many channels share: TensorFlow would optimise the
-# graph of each one anew, which took three times as long as the rest of a model's first call.
+# graph of each one anew, which doubled the time of a detector's first call.
 @functools.partial(tf.function, autograph=False, experimental_attributes={"_noinline": True})
 def _convolve(
     x: tf.Tensor,
