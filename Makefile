@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install test lint demo bench-unet train-isbi wheel clean
+.PHONY: install test lint demo bench-unet bench-maskrcnn train-isbi wheel clean
 
 install: .venv/installed
 
@@ -28,6 +28,9 @@ demo: install
 
 bench-unet: install
 	$(BIN)/python benchmarks/unet.py
+
+bench-maskrcnn: install
+	$(BIN)/python benchmarks/maskrcnn.py
 
 # The three rounds in which unet_isbi2012 was trained (zoo/unet_isbi2012.md); ALL=--all-data for the shipped weights.
 TRAIN_ISBI = $(BIN)/keras-seg train unet_isbi2012 --data $(DATA)/isbi2012 --resume $(ALL) --output runs/isbi$(if $(ALL),_all)_round
