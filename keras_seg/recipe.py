@@ -150,21 +150,25 @@ class FolderData(_Tiles):
         return self
 
 
-class Sgd(Block):
+class _Optimizer(Block):
+    """average: momentum of the weights' exponential moving average, which is then what is judged and kept; 0: none."""
+
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Sgd(_Optimizer):
     """Stochastic gradient descent; the momentum is the U-Net paper's (Section 3)."""
 
     name: Literal["sgd"]
-    learning_rate: PositiveFloat
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    weight_decay: NonNegativeFloat = 0.0
 
 
-class Adam(Block):
+class Adam(_Optimizer):
     """Adam with decoupled weight decay."""
 
     name: Literal["adam"]
-    learning_rate: PositiveFloat
-    weight_decay: NonNegativeFloat = 0.0
 
 
 class Schedule(Block):

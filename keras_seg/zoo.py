@@ -35,9 +35,8 @@ def show(name: str | Path) -> Recipe:
         return load_recipe(_folder() / f"{text}.yaml")
     if text.endswith((".yaml", ".yml")):
         return load_recipe(name)
-    raise FileNotFoundError(
-        f"no model {text!r} in the zoo{did_you_mean(text, list())} (models: {', '.join(list())})"
-    )
+    main = ", ".join(known for known in list() if "/" not in known)
+    raise FileNotFoundError(f"no model {text!r} in the zoo{did_you_mean(text, list())} (models: {main})")
 
 
 def load(

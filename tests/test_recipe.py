@@ -198,7 +198,7 @@ CONTRADICTIONS = {
     'model: activation "softmax" needs at least 2 classes': {"model.classes": 1},
     "data: train_slices and validation_slices share [2, 3]": {"data.validation_slices": "2-5"},
     "training: schedule.warmup_steps is 11, more than steps, 10": {"training.schedule.warmup_steps": 11},
-    "training.optimizer.momentum: unknown field (fields here: name, learning_rate, weight_decay)": {
+    "training.optimizer.momentum: unknown field (fields here: learning_rate, weight_decay, average, name)": {
         "training.optimizer": {"name": "adam", "learning_rate": 0.01, "momentum": 0.9}
     },
     "data: train_sequences and validation_sequences share ['01']": {

@@ -29,6 +29,7 @@ def run(
     output: str | Path,
     *,
     steps: int,
+    finished: Callable[[], UNet] | None = None,
     evaluate: Callable[[UNet], dict[str, float]] | None = None,
     evaluate_every: int = 500,
     checkpoint_every: int = 250,
@@ -48,7 +49,9 @@ def run(
         batches: start -> the dataset from batch number `start` on; the same for the same number.
         output: folder of the run; made if missing.
         steps: number of steps of the whole run.
-        evaluate: called every `evaluate_every` steps and at the end; returns named figures.
+        finished: gives the model with the weights of the moment as they shall be judged and kept (averaged, say);
+            None: `model` itself.
+        evaluate: called with it every `evaluate_every` steps and at the end; returns named figures.
         checkpoint_every: steps between two checkpoints.
         select: (figure, "min" or "max") that chooses the best weights.
         resume: go on from the folder's checkpoint; without one, start afresh. A resumed run gives the losses of one
@@ -60,7 +63,7 @@ def run(
         NonFiniteLoss: names step and images; the checkpoint before it remains.
         FileExistsError: `output` holds another run's checkpoint and resume is False.
     """
-    output = Path(output)
+    output, finished = Path(output), finished or (lambda: model)
     history: list[dict[str, float]] = []
     best, start, recent = None, 0, []
     model.optimizer.build(model.trainable_variables)
@@ -96,12 +99,13 @@ def run(
             )
             recent = []
         if evaluate and (step % evaluate_every == 0 or step == steps):
-            figures = {name: float(value) for name, value in evaluate(model).items()}
+            now = finished()
+            figures = {name: float(value) for name, value in evaluate(now).items()}
             history.append({"step": step, **figures})
-            best = _keep_best(model, output, figures, best, step, select, say)
+            best = _keep_best(now, output, figures, best, step, select, say)
         if step % checkpoint_every == 0 or step == steps:
             save()
-    save_weights(model, output / LAST)
+    save_weights(finished(), output / LAST)
     return history
 
 

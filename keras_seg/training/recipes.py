@@ -66,12 +66,12 @@ def train(
     with _precision(recipe.training.precision):
         model = zoo.load(recipe, weights)
     model.compile(optimizer=_optimizer(recipe, steps))
-    result = model if recipe.training.precision == "float32" else zoo.load(recipe, weights=None)
+    result = zoo.load(recipe, weights=None)  # float32, with averaged weights
 
-    def evaluate_float32(trained: UNet) -> dict[str, float]:
-        if trained is not result:
-            result.set_weights(trained.get_weights())
-        return evaluate(result, recipe, validation)
+    def finished() -> UNet:
+        result.set_weights(model.get_weights())
+        model.optimizer.finalize_variable_values(result.trainable_variables)  # nothing without an average
+        return result
 
     def batches(start: int):
         return tile_dataset(
@@ -90,7 +90,8 @@ def train(
         batches,
         output,
         steps=steps,
-        evaluate=evaluate_float32 if validation else None,
+        finished=finished,
+        evaluate=(lambda trained: evaluate(trained, recipe, validation)) if validation else None,
         evaluate_every=recipe.training.evaluate_every,
         checkpoint_every=recipe.training.checkpoint_every,
         select=(recipe.training.select.metric, recipe.training.select.mode),
@@ -193,6 +194,8 @@ def _precision(policy: str) -> Iterator[None]:
 def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
     block, schedule = recipe.training.optimizer, recipe.training.schedule
     rate = WarmupThenDecay(block.learning_rate, steps, schedule.warmup_steps, schedule.decay_fraction)
+    average = {"use_ema": True, "ema_momentum": block.average} if block.average else {}
     if block.name == "sgd":
-        return keras.optimizers.SGD(rate, momentum=block.momentum, weight_decay=block.weight_decay or None)
-    return keras.optimizers.AdamW(rate, weight_decay=block.weight_decay)
+        options = {"momentum": block.momentum, "weight_decay": block.weight_decay or None}
+        return keras.optimizers.SGD(rate, **options, **average)
+    return keras.optimizers.AdamW(rate, weight_decay=block.weight_decay, **average)

@@ -126,6 +126,29 @@ def test_mixed_precision_trains_float32_weights_and_returns_a_float32_model(tmp_
     assert evaluate(model, mixed, read_samples(mixed, tmp_path)[1])["mean_iou"] > 0.8
 
 
+def test_averaged_weights_are_what_is_kept(tmp_path):
+    """The average of one step is its result; a momentum near 1 keeps the first step's weights."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    image, labels = cells()
+    Image.fromarray(image).save(tmp_path / "images/a.png")
+    Image.fromarray(((labels > 0) * 255).astype(np.uint8)).save(tmp_path / "masks/a.png")
+    folder = {"train_images": "images", "train_masks": "masks"}
+    base = recipe({"reader": "folder", "classes": {"ground": 0, "cell": 255}, **folder}, "mean_iou", steps=4)
+
+    def kernel(name: str, steps: int, average: float) -> np.ndarray:
+        changed = base.override({"training.optimizer.average": average})
+        model = train(changed, tmp_path, tmp_path / name, steps=steps, say=lambda line: None)
+        return model.get_layer("logits").kernel.numpy()
+
+    first, fourth = kernel("1", 1, 0.0), kernel("4", 4, 0.0)
+    np.testing.assert_allclose(kernel("average 1", 1, 0.5), first, atol=1e-6)
+    np.testing.assert_allclose(kernel("average 4", 4, 0.999999), first, atol=1e-5)
+    assert np.abs(fourth - first).max() > 1e-3
+    between = kernel("average", 4, 0.5)
+    assert 0 < np.abs(between - first).max() and np.abs(between - fourth).max() > 1e-4
+
+
 def test_a_detector_is_not_trained_from_a_recipe():
     with pytest.raises(ValueError, match="maskrcnn_r50_fpn: its recipe has no data and training blocks"):
         train(zoo.show("maskrcnn_r50_fpn"), ".", "run")
