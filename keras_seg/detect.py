@@ -154,5 +154,5 @@ def _pixels(image: Any, name: str) -> np.ndarray:
             f"{name}: shape {list(array.shape)}; an image is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
         )
     if array.dtype != np.uint8:
-        array = np.rint(to_float(array, name=name)).astype(np.uint8)
+        array = np.rint(to_float(array, name=name, may_be_constant=True)).astype(np.uint8)
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array[..., :3]

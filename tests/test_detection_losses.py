@@ -105,6 +105,10 @@ def test_box_losses_are_torchvisions(torchvision):
     # torchvision's background is class 0, ours the last; its background has deltas too, which nothing looks at
     classes = torchvision["box.gt_classes"]
     classes = np.where(classes == 0, 5, classes - 1)
+    targets = encode(
+        tf.constant(torchvision["box.proposal_boxes"]), tf.constant(torchvision["box.gt_boxes"]), BOX_WEIGHTS
+    )
+    np.testing.assert_allclose(targets, torchvision["box.regression_targets"], rtol=1e-5, atol=1e-5)
     (class_loss, box), (logits_gradient, deltas_gradient) = value_and_gradients(
         lambda logits, deltas: box_losses(
             logits, deltas, classes, torchvision["box.regression_targets"], beta=1 / 9

@@ -165,3 +165,14 @@ def test_sigmoid_crossentropy():
     assert float(weighted_crossentropy(labels, logits, activation="sigmoid")) == pytest.approx(
         expected, rel=1e-5
     )
+
+
+def test_crossentropy_under_xla():
+    random = np.random.default_rng(0)
+    logits = tf.constant(random.normal(size=(2, 3, 4, 3)), tf.float32)
+    labels = tf.constant(random.integers(-1, 3, (2, 3, 4)))
+    weights = tf.constant(random.uniform(size=(2, 3, 4)), tf.float32)
+    for activation in ("softmax", "sigmoid"):
+        compiled = tf.function(weighted_crossentropy, jit_compile=True)(labels, logits, weights, activation)
+        expected = weighted_crossentropy(labels, logits, weights, activation)
+        np.testing.assert_allclose(compiled, expected, rtol=1e-5)

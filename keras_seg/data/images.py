@@ -83,7 +83,11 @@ def read_stack(path: str | Path) -> np.ndarray:
 
 
 def to_float(
-    image: np.ndarray, value_range: tuple[float, float] | None = None, name: str = "image"
+    image: np.ndarray,
+    value_range: tuple[float, float] | None = None,
+    name: str = "image",
+    *,
+    may_be_constant: bool = False,
 ) -> np.ndarray:
     """Bring an image of any shape to float32 0-255.
 
@@ -91,8 +95,8 @@ def to_float(
     0-255). With value_range=(low, high), for all of these: low -> 0, high -> 255, linearly, clipped.
 
     Raises ValueError, starting with `name`, for other dtypes, NaN or infinite values, floats outside 0-255,
-    an image whose pixels are all equal (before or after clipping), and a value_range that is empty or
-    reversed.
+    an image whose pixels are all equal (before or after clipping) unless it may_be_constant, and a value_range that is
+    empty or reversed.
     """
     image = np.asarray(image)
     if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
@@ -103,7 +107,7 @@ def to_float(
         bad = int(image.size - np.isfinite(image).sum())
         raise ValueError(f"{name}: {bad} of {image.size} pixel values are NaN or infinite")
     low, high = float(image.min()), float(image.max())
-    if low == high:
+    if low == high and not may_be_constant:
         raise ValueError(f"{name}: the image is constant, every pixel is {low:g}: nothing to see in it")
     if value_range is not None:
         return _stretch(image, value_range, name)

@@ -28,6 +28,7 @@ STRUCTURES = ("fpn", "c4", "dc5", "c5")
 # Of the maps that regions are pooled from: where a structure takes them, and at which stride.
 SINGLE_MAP = {"c4": ("res4", 16), "dc5": ("res5", 16), "c5": ("res5", 32)}
 FPN_STRIDES, FPN_SIZES, SINGLE_SIZES = (4, 8, 16, 32, 64), (32, 64, 128, 256, 512), (32, 64, 128, 256, 512)
+SIZE_DIVISOR = 32  # a pyramid's maps are each half the one before
 PARTS = ("backbone", "fpn", "rpn", "res5", "box_head", "box_predictor", "mask_head", "keypoint_head")
 
 
@@ -45,7 +46,7 @@ class MaskRCNN(keras.Model):
     @property
     def size_divisor(self) -> int:
         """Sides of a padded image must be multiples of this."""
-        return 32 if self.structure == "fpn" else 1
+        return SIZE_DIVISOR if self.structure == "fpn" else 1
 
     @property
     def parts(self) -> dict[str, keras.Model]:
@@ -132,8 +133,8 @@ def mask_rcnn(
         normalization: of the backbone: "frozen", "batch" or "group"; norm_eps: added to the variance.
         stride_in_1x1, padding: see `backbones.resnet`.
         pixel_mean, pixel_std: RGB, 0-255.
-        anchor_ratios: height over width. anchors_rounded: to whole pixels (torchvision). anchor_offset: of the first
-            anchors' centre, in strides (Model Garden: 0.5).
+        anchor_ratios: height over width. anchors_rounded: to whole pixels, and so are their steps (torchvision).
+        anchor_offset: of the first anchors' centre, in strides (Model Garden: 0.5).
         rpn_convs: 3x3 convolutions of the proposal head. rpn_channels: of them, None for the maps' own. rpn_shared:
             one head for all levels of the pyramid; if False, each has its own 3x3 convolutions (Model Garden).
         pre_nms_proposals: kept of each level before suppression; None: 1000 with a pyramid, else 6000.
@@ -152,7 +153,11 @@ def mask_rcnn(
         convention: "detectron2" or "torchvision": of resizing and of pasting masks, for `keras_seg.segment`.
         short_side, max_side: images are resized to this shorter side, unless the longer one exceeds the other.
 
-    Not under XLA: how many boxes survive is data.
+    Its networks (`parts`) work under XLA where shapes are static; the steps between them do not: how many boxes survive
+    is data.
+
+    Called with sides that are no multiples, a `size` beyond the padded image, or pixels that are not finite, the model
+    raises InvalidArgumentError (`rcnn_layers.NormalizePixels`).
 
     Raises:
         ValueError: an argument outside its range, or contradictory ones.
@@ -212,7 +217,9 @@ def _graph(**a: Any) -> tuple[dict, dict]:
     image = keras.Input((None, None, 3), name="image")
     size = keras.Input((2,), name="size")
     pyramid = a["structure"] == "fpn"
-    x = NormalizePixels(a["pixel_mean"], a["pixel_std"], name="normalize")(image, size)
+    x = NormalizePixels(a["pixel_mean"], a["pixel_std"], SIZE_DIVISOR if pyramid else 1, name="normalize")(
+        image, size
+    )
     common = {key: a[key] for key in ("normalization", "norm_eps", "stride_in_1x1", "padding", "width")}
     if pyramid:
         maps = resnet(a["backbone"], **common)(x)
@@ -292,7 +299,8 @@ def _graph(**a: Any) -> tuple[dict, dict]:
         region = res5(region) if c4 else region
         head = mask_head_model(
             region.shape[-1],
-            1 if a["class_agnostic_masks"] else a["classes"],
+            # a softmax over classes has the background as one of them (losses.mask_loss)
+            1 if a["class_agnostic_masks"] else a["classes"] + (a["mask_loss"] == "softmax"),
             kind="deconv" if c4 else a["mask_head"],
             side=7 if c4 else 14,
             channels=a["mask_channels"],

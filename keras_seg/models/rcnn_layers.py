@@ -36,32 +36,55 @@ class _Configured(layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_seg")
 class NormalizePixels(_Configured):
-    """(pixels - mean) / std within each image's true size, and 0 in its padding."""
+    """(pixels - mean) / std within each image's true size, and 0 in its padding.
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], **kwargs) -> None:
-        super().__init__({"mean": list(mean), "std": list(std)}, **kwargs)
+    multiple: of which the padded sides must be multiples.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], multiple: int = 1, **kwargs) -> None:
+        options = {"mean": list(mean), "std": list(std), "multiple": multiple}
+        super().__init__(options, **{"autocast": False, **kwargs})
 
     def call(self, image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         """image: [B, H, W, 3], RGB, 0-255; size: [B, 2], true height and width. Returns [B, H, W, 3].
 
-        InvalidArgumentError if a size is larger than the padded image.
+        InvalidArgumentError: padded sides that are no multiples; a size larger than the padded image, or another number
+        of sizes than of images; pixels that are not finite, whose images (of the batch) are named. What the padding
+        holds does not matter.
         """
-        padded = tf.shape(image)[1:3]
+        batch, padded = tf.shape(image)[0], tf.shape(image)[1:3]
         size = tf.cast(size, tf.int32)
-        message = "Mask R-CNN: `size` must be the images' true height and width, within the padded image. Got"
-        fits = tf.debugging.Assert(tf.reduce_all((size <= padded) & (size > 0)), [message, size, padded])
-        with tf.control_dependencies([fits]):
+        multiples = "Mask R-CNN: images must be padded, at the bottom and at the right, to multiples of"
+        true_sizes = (
+            "Mask R-CNN: `size` must be each image's true height and width, within the padded image. Got"
+        )
+        fits = tf.reduce_all((size <= padded) & (size > 0)) & (tf.shape(size)[0] == batch)
+        checks = [
+            tf.debugging.Assert(
+                tf.reduce_all(padded % self.multiple == 0), [multiples, self.multiple, "Got", padded]
+            ),
+            tf.debugging.Assert(fits, [true_sizes, size, "for images of shape", tf.shape(image)]),
+        ]
+        with tf.control_dependencies(checks):
             inside = (
                 tf.sequence_mask(size[:, 0], padded[0])[:, :, None]
                 & tf.sequence_mask(size[:, 1], padded[1])[:, None]
             )
-        normal = (tf.cast(image, tf.float32) - self.mean) / self.std
-        return tf.cast(tf.where(inside[..., None], normal, 0), self.compute_dtype)
+        normal = tf.where(inside[..., None], (tf.cast(image, tf.float32) - self.mean) / self.std, 0)
+        finite = tf.reduce_all(tf.math.is_finite(normal), (1, 2, 3))
+        message = "Mask R-CNN: pixels that are NaN or infinite, in these images of the batch, counted from 0:"
+        check = tf.debugging.Assert(tf.reduce_all(finite), [message, tf.where(~finite)[:, 0]])
+        with tf.control_dependencies([check]):
+            return tf.cast(tf.identity(normal), self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("keras_seg")
 class SelectProposals(_Configured):
-    """Anchors and `ops.proposals.select_proposals`."""
+    """Anchors and `ops.proposals.select_proposals`.
+
+    rounded: anchors as torchvision rounds them, to whole pixels; and so are the steps between them, the padded image's
+    side over the map's: they differ from the strides where a map's side was odd before it was halved.
+    """
 
     def __init__(
         self,
@@ -84,10 +107,22 @@ class SelectProposals(_Configured):
     def anchors(self, logits: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """float32 [H_l * W_l * A, 4] for each level's logits [B, H_l, W_l, A]."""
         cells = [cell_anchors(sizes, self.ratios, self.rounded) for sizes in self.sizes]
-        return [
-            grid_anchors(cell, tf.shape(level)[1], tf.shape(level)[2], stride, self.offset)
-            for cell, level, stride in zip(cells, logits, self.strides, strict=True)
-        ]
+        sides = [tf.shape(level)[1:3] for level in logits]
+        padded = sides[0] * self.strides[0]
+        anchors = []
+        for cell, side, stride in zip(cells, sides, self.strides, strict=True):
+            step = tuple(tf.unstack(padded // side)) if self.rounded else stride
+            anchors.append(grid_anchors(cell, side[0], side[1], step, self.offset))
+        return anchors
+
+    def compute_output_spec(
+        self,
+        logits: Sequence[keras.KerasTensor],
+        deltas: Sequence[keras.KerasTensor],
+        size: keras.KerasTensor,
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        """Said, so that Keras need not trace `call` while a model is built."""
+        return keras.KerasTensor((None, self.post_nms, 4), "float32"), keras.KerasTensor((None,), "int32")
 
     def call(
         self, logits: Sequence[tf.Tensor], deltas: Sequence[tf.Tensor], size: tf.Tensor
@@ -115,6 +150,9 @@ class Regions(layers.Layer):
     drops it.
     """
 
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**{"autocast": False, **kwargs})  # boxes are float32 in mixed precision too
+
     def call(self, boxes: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """boxes: [B, P, 4]; count: [B]. Returns boxes [N + 1, 4] and images int32 [N + 1]: by image, then one more."""
         there = tf.sequence_mask(count, tf.shape(boxes)[1])
@@ -127,7 +165,7 @@ class Regions(layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_seg")
 class PoolRegions(_Configured):
-    """`ops.roi_align.multilevel_roi_align`."""
+    """`ops.roi_align.multilevel_roi_align`, of features in any precision and boxes in float32."""
 
     def __init__(
         self,
@@ -143,7 +181,14 @@ class PoolRegions(_Configured):
         options = {
             key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")
         }
-        super().__init__(options, **kwargs)
+        super().__init__(options, **{"autocast": False, **kwargs})
+
+    def compute_output_spec(
+        self, features: Sequence[keras.KerasTensor], boxes: keras.KerasTensor, images: keras.KerasTensor
+    ) -> keras.KerasTensor:
+        """Said, so that Keras need not trace `call`, which takes longer than all other layers together."""
+        side = self.output_size
+        return keras.KerasTensor((None, side, side, features[0].shape[-1]), features[0].dtype)
 
     def call(self, features: Sequence[tf.Tensor], boxes: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
         """features: [B, H_l, W_l, C] a level; boxes: [N, 4]; images: int32 [N]. Returns [N, s, s, C]."""
@@ -164,6 +209,9 @@ class PoolRegions(_Configured):
 @keras.saving.register_keras_serializable("keras_seg")
 class Scatter(layers.Layer):
     """Undoes `Regions` for what was computed for each region."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**{"autocast": False, **kwargs})
 
     def call(self, values: tf.Tensor, boxes: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         """values: [N + 1, …]; boxes: [B, P, 4], for their number; count: [B]. Returns [B, P, …], zeros after count."""

@@ -35,14 +35,22 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool 
 
 
 def grid_anchors(
-    cell: np.ndarray, height: tf.Tensor | int, width: tf.Tensor | int, stride: int, offset: float = 0.0
+    cell: np.ndarray,
+    height: tf.Tensor | int,
+    width: tf.Tensor | int,
+    stride: int | tuple[tf.Tensor | int, tf.Tensor | int],
+    offset: float = 0.0,
 ) -> tf.Tensor:
     """The cell's anchors at every place of a feature map [height, width]: float32 [height * width * A, 4], by y, x, anchor.
 
-    stride: pixels of the image a step. offset: of the first cell, in strides. Under XLA height and width must be static.
+    stride: pixels of the image a step, or (down, across). offset: of the first cell, in strides. Under XLA height and
+    width must be static.
     """
-    y = (tf.range(height, dtype=tf.float32) + offset) * stride
-    x = (tf.range(width, dtype=tf.float32) + offset) * stride
+    down, across = (
+        tf.cast(step, tf.float32) for step in (stride if isinstance(stride, tuple) else (stride, stride))
+    )
+    y = (tf.range(height, dtype=tf.float32) + offset) * down
+    x = (tf.range(width, dtype=tf.float32) + offset) * across
     y, x = tf.meshgrid(y, x, indexing="ij")
     shifts = tf.stack([x, y, x, y], -1)
     return tf.reshape(shifts[:, :, None] + cell, [-1, 4])

@@ -12,6 +12,8 @@ __all__ = ["decode_heatmaps", "keypoint_targets"]
 CUBIC = -0.75  # the coefficient of bicubic interpolation, PyTorch's
 MAPS_AT_ONCE = 4  # each takes up to H * W * K floats for a box as large as the image
 SCORES = ("probability", "logit")
+# Bicubic interpolation overshoots, logits of some hundreds by so much that a score's divisor vanishes.
+SMALLEST = 1e-37
 
 
 def decode_heatmaps(logits: tf.Tensor, boxes: tf.Tensor, score: str = "probability") -> tf.Tensor:
@@ -23,8 +25,9 @@ def decode_heatmaps(logits: tf.Tensor, boxes: tf.Tensor, score: str = "probabili
     Args:
         logits: float [N, m, m, K]; K must be known when the graph is built.
         boxes: float [N, 4], x1, y1, x2, y2, pixels. One narrower than a pixel is taken as a pixel wide.
-        score: "probability": exp(largest value) over the sum of exp over the m * m cells, Detectron2's; "logit": the
-            largest value itself, torchvision's.
+        score: "probability": exp(largest value) over the sum of exp over the m * m cells, Detectron2's, which may exceed 1
+            (the largest value lies between the cells) and is finite here; "logit": the largest value itself,
+            torchvision's.
 
     Works in graph mode with any N, 0 included; not under XLA (the enlarged map has the box's size). Memory is that of a
     few boxes' enlarged maps.
@@ -64,7 +67,8 @@ def decode_heatmaps(logits: tf.Tensor, boxes: tf.Tensor, score: str = "probabili
     cell, peak = found[..., :2], found[..., 2]
     xy = boxes[:, None, :2] + (cell + 0.5) * (extent / pixels)[:, None]
     if score == "probability":
-        peak = 1 / tf.reduce_sum(tf.exp(logits - peak[:, None, None]), axis=[1, 2])
+        total = tf.reduce_sum(tf.exp(logits - peak[:, None, None]), axis=[1, 2])
+        peak = 1 / tf.maximum(total, SMALLEST)
     return tf.concat([xy, peak[..., None]], axis=-1)
 
 
@@ -73,7 +77,7 @@ def keypoint_targets(keypoints: tf.Tensor, boxes: tf.Tensor, m: int) -> tuple[tf
 
     keypoints: float [N, K, 3] of x, y (pixels) and visibility; boxes: float [N, 4]; m: cells a side. Valid are
     keypoints with a visibility above 0 inside their box; one on its right or lower edge counts to the last cell. The
-    index of the others is 0. ValueError for other shapes.
+    index of the others is 0. Works under XLA. ValueError for other shapes.
     """
     keypoints, boxes = tf.cast(keypoints, tf.float32), tf.cast(boxes, tf.float32)
     if keypoints.shape.rank != 3 or keypoints.shape[-1] not in (3, None):

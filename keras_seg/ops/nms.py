@@ -13,7 +13,8 @@ def nms(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, max_output: t
     """Indices, int32 [M], of at most `max_output` survivors, by falling score.
 
     boxes: float32 [N, 4]; scores: float32 [N]. A box goes if its overlap (intersection over union) with a better
-    survivor is strictly above `iou_threshold`; of equal scores the lower index is the better.
+    survivor is strictly above `iou_threshold`; of equal scores the lower index is the better. A box without area overlaps
+    nothing; an inverted one is taken for the box that its corners span.
     """
     most = tf.minimum(max_output, tf.size(scores))  # XLA's takes no more than there are
     return tf.image.non_max_suppression(boxes, scores, most, iou_threshold)

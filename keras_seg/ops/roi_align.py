@@ -108,7 +108,7 @@ def assign_levels(
     """The pyramid level of each box: floor(4 + log2(√area / 224)), within the levels (Lin et al. 2017, equation 1).
 
     boxes: [N, 4], image pixels. A box of exactly 112, 224 or 448 pixels starts a new level; empty and inverted boxes
-    and those with NaN go to the lowest. Returns int32 [N].
+    and those with NaN go to the lowest. Works under XLA. Returns int32 [N].
     """
     if not 0 <= min_level <= max_level:
         raise ValueError(f"assign_levels: needs 0 <= min_level <= max_level, got {min_level} and {max_level}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -18,6 +20,19 @@ TINY = {
 def tiny(**changes) -> MaskRCNN:
     keras.utils.set_random_seed(1)
     return mask_rcnn(3, **{**TINY, **changes})
+
+
+@functools.cache
+def ready(structure: str = "fpn") -> MaskRCNN:
+    """One for all tests that leave it as it is."""
+    return tiny(structure=structure, keypoints=0 if structure == "c4" else 2, class_names=["a", "b", "c"])
+
+
+@functools.cache
+def compiled(structure: str = "fpn"):
+    """Its graph, for inputs of any size."""
+    signature = {"image": tf.TensorSpec([None, None, None, 3]), "size": tf.TensorSpec([None, 2])}
+    return tf.function(lambda batch: ready(structure)(batch), input_signature=[signature])
 
 
 def inputs(count: int = 2, height: int = 64, width: int = 96) -> dict[str, tf.Tensor]:
@@ -69,8 +84,10 @@ def test_every_variant_predicts(changes):
         assert 0 <= found["masks"].numpy().min() and found["masks"].numpy().max() <= 1
 
 
-def test_a_batch_is_each_image_alone():
-    model, batch = tiny(keypoints=5), inputs(3)
+@pytest.mark.parametrize("structure", ["fpn", "c4"])
+def test_a_batch_is_each_image_alone(structure):
+    model, batch = compiled(structure), inputs(3)
+    batch["size"] = tf.constant([[64.0, 96], [50, 70], [33, 96]])  # padded to the same
     together = model(batch)
     for row in range(3):
         alone = model({name: value[row : row + 1] for name, value in batch.items()})
@@ -79,45 +96,69 @@ def test_a_batch_is_each_image_alone():
 
 
 def test_padding_does_not_matter_beyond_the_true_size():
-    model, batch = tiny(), inputs(1)
+    model, batch = compiled(), inputs(1)
     size = tf.constant([[50.0, 70.0]])
     noise = tf.random.stateless_uniform(batch["image"].shape, [1, 2], 0, 255)
     inside = (tf.range(64) < 50)[None, :, None, None] & (tf.range(96) < 70)[None, None, :, None]
-    found = [model({"image": tf.where(inside, batch["image"], fill), "size": size}) for fill in (0.0, noise)]
+    fills = (0.0, noise, np.nan)
+    found = [model({"image": tf.where(inside, batch["image"], fill), "size": size}) for fill in fills]
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
+        np.testing.assert_array_equal(found[0][name], found[2][name])
     assert found[0]["boxes"].numpy()[..., 2].max() <= 70
 
 
 @pytest.mark.parametrize("structure", ["fpn", "c4"])
-def test_no_detections(structure):
-    found = tiny(structure=structure, score_threshold=1.0, keypoints=0 if structure == "c4" else 5)(inputs())
+@pytest.mark.parametrize(
+    ("layer", "field", "value"), [("detections", "score_threshold", 1.0), ("proposals", "min_size", 1e6)]
+)
+def test_no_detections_and_no_proposals(monkeypatch, structure, layer, field, value):
+    model = ready(structure)
+    monkeypatch.setattr(model.get_layer(layer), field, value)
+    found = model(inputs())
     assert found["num_detections"].numpy().tolist() == [0, 0]
     assert all(not np.any(value) for value in found.values())
 
 
-def test_graph_mode_with_any_size():
+def test_an_image_with_and_two_without_detections(monkeypatch):
+    """Results stay in their row."""
+    model, batch = ready(), inputs(3)
+    monkeypatch.setattr(model.get_layer("proposals"), "min_size", 40.0)
+    # no box of 40 pixels fits the first and the last
+    found = model(batch | {"size": tf.constant([[30.0, 30], [64, 96], [39, 39]])})
+    assert (found["num_detections"].numpy() > 0).tolist() == [False, True, False]
+    assert [np.any(value[0]) or np.any(value[2]) for value in found.values()] == [False] * len(found)
+
+
+def test_weights_that_are_not_finite_detect_nothing():
     model = tiny()
-    calls = []
+    kernel = model.parts["backbone"].get_layer("stem_conv1").kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    found = model(inputs())
+    assert found["num_detections"].numpy().tolist() == [0, 0]
+    assert all(np.isfinite(value).all() for value in found.values())
 
-    @tf.function(
-        input_signature=[
-            {"image": tf.TensorSpec([None, None, None, 3]), "size": tf.TensorSpec([None, 2])},
-        ]
-    )
-    def predict(batch):
-        calls.append(1)
-        return model(batch)
 
+@pytest.mark.parametrize("structure", ["c4", "dc5", "c5"])
+def test_any_size_without_a_pyramid(structure):
+    model = ready(structure)
+    for height, width in ((1, 1), (1, 90), (37, 53)):
+        found = model(inputs(1, height, width))
+        boxes = found["boxes"].numpy()[0, : int(found["num_detections"][0])]
+        assert (boxes >= 0).all() and (boxes <= [width, height, width, height]).all()
+        assert all(np.isfinite(value).all() for value in found.values())
+
+
+def test_graph_mode_with_any_size():
     for shape in ((1, 64, 64), (2, 32, 96)):
         batch = inputs(*shape)
-        for name, value in model(batch).items():
-            np.testing.assert_allclose(predict(batch)[name], value, atol=1e-3)
-    assert len(calls) == 1
+        for name, value in ready()(batch).items():
+            np.testing.assert_allclose(compiled()(batch)[name], value, atol=1e-3)
+    assert compiled().experimental_get_tracing_count() == 1
 
 
 def test_saved_and_loaded(tmp_path):
-    model = tiny(keypoints=2, class_names=["a", "b", "c"])
+    model = ready()
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert isinstance(loaded, MaskRCNN) and loaded.class_names == ["a", "b", "c"]
@@ -136,22 +177,71 @@ def test_parts_are_frozen_one_by_one(capsys):
     assert "box_predictor" in capsys.readouterr().out
 
 
-def test_mixed_precision():
+@pytest.mark.parametrize("structure", ["fpn", "c4"])
+def test_mixed_precision(structure):
+    """Coordinates are float32 all the way: bfloat16 knows 352 and 354, and none between."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        found = tiny()(inputs())
+        found = tiny(structure=structure)(inputs(1, 64, 384) | {"size": tf.constant([[64.0, 353]])})
     finally:
         keras.config.set_dtype_policy("float32")
     assert {value.dtype for value in found.values()} == {tf.float32, tf.int32}
-    assert int(found["num_detections"][0]) > 0
+    boxes = found["boxes"][0, : int(found["num_detections"][0])]
+    assert 0 < len(boxes) and boxes.numpy().max() <= 353
+    assert np.any(boxes != tf.cast(tf.cast(boxes, tf.bfloat16), tf.float32))
 
 
-def test_a_size_beyond_the_image_is_refused():
-    batch = inputs(1)
-    with pytest.raises(
-        tf.errors.InvalidArgumentError, match="true height and width, within the padded image"
-    ):
-        tiny()({**batch, "size": tf.constant([[65.0, 96.0]])})
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float64, np.float16])
+def test_pixels_of_any_number_type(kind):
+    model, batch = ready(), inputs(1)
+    whole = tf.round(batch["image"])
+    expected = model({**batch, "image": whole})
+    for name, value in model({**batch, "image": tf.cast(whole, kind)}).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+FULL = [[64.0, 96]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "error", "message"),
+    [
+        ((1, 64, 96, 4), FULL, ValueError, "'image' .*expected shape=.*3.*, found shape=.*4"),
+        ((64, 96, 3), FULL, ValueError, "Expected shape .*but input has incompatible shape"),
+        ((1, 64, 96, 3), [[64.0, 96, 3]], ValueError, "'size' .*expected shape=.*2.*, found shape=.*3"),
+        ((1, 50, 96, 3), [[50.0, 96]], tf.errors.InvalidArgumentError, "(?s)to multiples of.*32.*50.*96"),
+        ((1, 64, 96, 3), [[65.0, 96]], tf.errors.InvalidArgumentError, "(?s)within the padded image. Got.*65"),
+        ((1, 64, 96, 3), [[0.0, 96]], tf.errors.InvalidArgumentError, "true height and width"),
+        ((1, 64, 96, 3), [[np.nan, 96]], tf.errors.InvalidArgumentError, "true height and width"),
+        ((1, 64, 96, 3), FULL * 2, tf.errors.InvalidArgumentError, "(?s)each image's true .*for images of shape"),
+        ((1, 0, 96, 3), [[0.0, 96]], tf.errors.InvalidArgumentError, "true height and width"),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_named(shape, size, error, message):
+    with pytest.raises(error, match=message):
+        ready()({"image": tf.zeros(shape), "size": tf.constant(size)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_not_finite_are_refused(value):
+    batch = inputs(3)
+    image = batch["image"].numpy()
+    image[1, 20, 30, 2] = value
+    bad = {**batch, "image": tf.constant(image)}
+    message = r"(?s)NaN or infinite, in these images of the batch, counted from 0:.*1"
+    for predict in (ready(), compiled()):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            predict(bad)
+
+
+def test_the_networks_under_xla():
+    for name, part in ready().parts.items():
+        given = [tf.random.stateless_normal((2, *(64 >> place if side is None else side for side in x.shape[1:])), [1, place])
+                 for place, x in enumerate(part.inputs)]  # fmt: skip
+        given = given if len(given) > 1 else given[0]
+        compiled = tf.nest.flatten(tf.function(part, jit_compile=True)(given))
+        for found, expected in zip(compiled, tf.nest.flatten(part(given)), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +255,11 @@ def test_a_size_beyond_the_image_is_refused():
         ({"short_side": 900, "max_side": 800}, "short_side=900 is longer than max_side=800"),
         ({"masks": False, "class_agnostic_masks": True}, "class_agnostic_masks=True, but masks=False"),
         ({"class_agnostic_masks": True, "mask_loss": "softmax"}, "needs class-specific masks"),
+        (
+            {"structure": "c4", "rpn_shared": False},
+            "rpn_shared=False, fpn_top='pool' need structure 'fpn', got 'c4'",
+        ),
+        ({"structure": "dc5", "fpn_top": "conv"}, "fpn_top='conv' need structure 'fpn', got 'dc5'"),
         ({"structure": "c4", "keypoints": 3}, "the keypoint branch needs structure"),
         ({"structure": "c4", "box_head": "conv_fc"}, "'c4' has its own heads, so box_head cannot be chosen"),
         ({"mask_head": "fc"}, "mask_head must be one of"),

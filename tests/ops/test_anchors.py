@@ -26,16 +26,17 @@ def test_anchors_are_torchvisions(shared):
     for level, size in enumerate((32, 64, 128, 256, 512)):
         cell = cell_anchors([size], [0.5, 1, 2], rounded=True)
         np.testing.assert_array_equal(cell, golden[f"torchvision.level{level}.cell_anchors"])
-        height, width = golden["torchvision.grids"][level].tolist()
-        # torchvision's stride is the image's side divided by the map's, rounded down
-        strides = [
-            int(side) // n for side, n in zip(golden["torchvision.image_size"], (height, width), strict=True)
-        ]
-        if strides[0] == strides[1]:
-            found = grid_anchors(cell, height, width, strides[0]).numpy()
-            part = golden["torchvision.anchors_all_levels"][sum(map(len, every)) :][: len(found)]
-            np.testing.assert_array_equal(found, part)
-        every.append(np.zeros((3 * height * width, 4)))
+        # torchvision's steps are the image's sides divided by the map's, rounded down: 7 across at the second level
+        grid = golden["torchvision.grids"][level].tolist()
+        steps = tuple(int(side) // n for side, n in zip(golden["torchvision.image_size"], grid, strict=True))
+        every.append(grid_anchors(cell, *grid, steps))
+    np.testing.assert_array_equal(np.concatenate(every), golden["torchvision.anchors_all_levels"])
+
+
+def test_under_xla():
+    cell = cell_anchors([32, 64], [0.5, 1])
+    compiled = tf.function(lambda: grid_anchors(cell, 3, 4, 8, 0.5), jit_compile=True)
+    np.testing.assert_array_equal(compiled(), grid_anchors(cell, 3, 4, 8, 0.5))
 
 
 @pytest.mark.parametrize("sizes, ratios", [([0], [1]), ([32], [-1, 1])])

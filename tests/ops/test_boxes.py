@@ -78,3 +78,15 @@ def test_clipping_to_one_or_several_sizes():
     np.testing.assert_array_equal(clip(boxes, tf.constant([100, 200]))[0], [[0, 3, 200, 90]])
     each = clip(boxes, tf.constant([[100, 200], [300, 20]])[:, None])
     np.testing.assert_array_equal(each, [[[0, 3, 200, 90]], [[2, 0, 20, 300]]])
+
+
+def test_under_xla():
+    a, b = (tf.constant(random_boxes(6, seed)) for seed in (0, 1))
+    size, weights = tf.constant([[120, 90]] * 6), (10, 10, 5, 5)
+
+    def run(a, b):
+        deltas = encode(a, b, weights)
+        return area(a), pairwise_iou(a, b), clip(a, size), deltas, decode(deltas, a, weights)
+
+    for found, expected in zip(tf.function(run, jit_compile=True)(a, b), run(a, b), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

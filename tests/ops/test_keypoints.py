@@ -97,6 +97,13 @@ def test_decode_of_no_boxes_and_odd_ones(compiled):
     np.testing.assert_allclose(found[:2, :, 2], 1 / 56**2, rtol=1e-5)
 
 
+def test_scores_of_huge_logits_are_finite():
+    logits = np.zeros((1, 4, 4, 1), np.float32)
+    logits[0, 1:3, 1:3] = 4000  # interpolated, 4000 * 1.29 between the four: exp(-1160) in float32 is 0
+    found = decode_heatmaps(logits, [[0.0, 0, 40, 40]]).numpy()
+    assert np.isfinite(found).all() and found[0, 0, 2] > 1
+
+
 def test_decode_of_half_precision():
     logits = tf.random.stateless_normal([2, 7, 7, 3], [1, 2], dtype=tf.float16)
     boxes = tf.constant([[0.0, 0, 9, 12], [3, 3, 8, 8]])
@@ -144,6 +151,14 @@ def test_targets_of_no_boxes_and_odd_ones():
     index, valid = keypoint_targets(np.full((3, 1, 3), 5.0), odd, 56)
     assert not valid.numpy().any()
     assert not index.numpy().any()
+
+
+def test_targets_under_xla(shared):
+    golden = np.load(shared / "golden/ops/keypoint_targets.npz")
+    compiled = tf.function(lambda keypoints, boxes: keypoint_targets(keypoints, boxes, 56), jit_compile=True)
+    index, valid = compiled(golden["keypoints"], golden["boxes"])
+    np.testing.assert_array_equal(index, golden["heatmap56.index"])
+    np.testing.assert_array_equal(valid, golden["heatmap56.valid"].astype(bool))
 
 
 @settings(max_examples=20, deadline=None)

@@ -62,6 +62,14 @@ def test_under_xla():
     np.testing.assert_array_equal(compiled(boxes, scores), [1, 2])
 
 
+def test_odd_boxes():
+    """A box without area overlaps nothing; an inverted one is what its corners span."""
+    boxes = tf.constant([[5.0, 5, 5, 5], [5, 5, 5, 5], [0, 0, 9, 9], [9, 9, 0, 0], [9, 0, 0, 9]])
+    scores = tf.constant([0.9, 0.8, 0.7, 0.6, 0.5])
+    np.testing.assert_array_equal(nms(boxes, scores, 0.5, 10), [0, 1, 2])
+    assert nms(boxes[:0], scores[:0], 0.5, 10).shape == (0,)
+
+
 def test_far_away_boxes_lose_no_precision():
     # 0.5 exactly, and a hair more; moved apart by a class offset in float32 the two would be the same
     base = np.array([[0, 0, 10, 10], [0, 5, 10, 10], [0, 4.9999, 10, 10]], np.float32)

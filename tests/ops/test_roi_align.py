@@ -114,6 +114,8 @@ def test_equals_detectron2s_pooler(shared, implementation):
 def test_levels_equal_detectron2s(shared):
     golden = np.load(shared / "golden" / "ops" / "fpn_levels.npz")
     np.testing.assert_array_equal(assign_levels(golden["boxes"], 2, 5), golden["levels_2_5"])
+    compiled = tf.function(lambda boxes: assign_levels(boxes, 2, 5), jit_compile=True)
+    np.testing.assert_array_equal(compiled(golden["boxes"]), golden["levels_2_5"])
 
 
 # --- by hand, and against the plain computation ---
@@ -293,8 +295,8 @@ def test_half_precision_is_computed_in_float32(dtype, implementation):
     np.testing.assert_allclose(tf.cast(result, tf.float32), exact, rtol=rounding, atol=1e-6)
 
 
-@pytest.mark.parametrize("pool", ["average", "max"])
-def test_under_xla_with_gather_and_a_fixed_ratio(pool):
+@pytest.mark.parametrize(("operation", "pool"), [("align", "average"), ("align", "max"), ("warp", "average")])
+def test_under_xla_with_gather_and_a_fixed_ratio(operation, pool):
     features, boxes, indices = random_case(9, 8, 8, 0.25)
     coarse = features[:, ::2, ::2]
 
@@ -303,7 +305,15 @@ def test_under_xla_with_gather_and_a_fixed_ratio(pool):
         with tf.GradientTape() as tape:
             tape.watch(levels)
             result = multilevel_roi_align(
-                levels, 8 * boxes, indices, 2, [32, 64], 2, pool=pool, implementation="gather"
+                levels,
+                8 * boxes,
+                indices,
+                2,
+                [32, 64],
+                2,
+                pool=pool,
+                operation=operation,
+                implementation="gather",
             )
         return result, *tape.gradient(result, levels)
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import collections
-import io
 import os
 import pickle
-import struct
-import sys
-import types
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -17,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_files import Tensor, write_torch
 
 from keras_seg.weights import pickles
 from keras_seg.weights.pickles import load_pickle, load_torch
@@ -170,77 +167,9 @@ def test_missing_files_and_foreign_files(tmp_path):
 # -- PyTorch's formats, written without PyTorch ------------------------------------------------------------
 
 
-class Tensor:
-    """A view of storage `key`, which pickles as PyTorch's tensors do."""
-
-    def __init__(self, key: str, array: np.ndarray, shape=None, steps=None, offset: int = 0) -> None:
-        self.key, self.data = key, array
-        self.shape = array.shape if shape is None else shape
-        self.steps = tuple(s // array.itemsize for s in array.strides) if steps is None else steps
-        self.offset = offset
-
-    def __reduce__(self):
-        rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
-        arguments = (self, self.offset, self.shape, self.steps, False, collections.OrderedDict())
-        return rebuild, (Storage(self), *arguments[1:])
-
-
-class Storage:
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-@pytest.fixture
-def fake_torch(monkeypatch):
-    """Modules with PyTorch's names, so that a pickle can refer to them."""
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for name in ("FloatStorage", "HalfStorage", "LongStorage"):
-        setattr(torch, name, type(name, (), {"__module__": "torch"}))
-
-    def _rebuild_tensor_v2(*_):
-        raise AssertionError
-
-    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
-    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-    return torch
-
-
-def pickled(content, torch, legacy: bool) -> bytes:
-    kinds = {"f4": torch.FloatStorage, "f2": torch.HalfStorage, "i8": torch.LongStorage}
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value):
-            if not isinstance(value, Storage):
-                return None
-            array = value.tensor.data
-            identifier = ("storage", kinds[array.dtype.str[1:]], value.tensor.key, "cpu", array.size)
-            return (*identifier, None) if legacy else identifier
-
-    file = io.BytesIO()
-    Pickler(file, 2).dump(content)
-    return file.getvalue()
-
-
-def write_torch(path: Path, content, storages: dict[str, np.ndarray], torch, legacy: bool) -> Path:
-    if not legacy:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("model/data.pkl", pickled(content, torch, False))
-            for key, array in storages.items():
-                archive.writestr(f"model/data/{key}", array.tobytes())
-        return path
-    header = [pickles.LEGACY_MAGIC, pickles.LEGACY_PROTOCOL, {"little_endian": True}]
-    parts = [pickle.dumps(part, 2) for part in header] + [pickled(content, torch, True)]
-    parts.append(pickle.dumps(list(storages), 2))
-    parts += [struct.pack("<q", array.size) + array.tobytes() for array in storages.values()]
-    path.write_bytes(b"".join(parts))
-    return path
-
-
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("wrapper", [None, "model"])
-def test_state_dictionaries_of_torch(tmp_path, fake_torch, legacy, wrapper):
+def test_state_dictionaries_of_torch(tmp_path, legacy, wrapper):
     storages = {
         "0": np.arange(12, dtype=np.float32),
         "1": np.arange(3, dtype=np.int64),
@@ -253,7 +182,7 @@ def test_state_dictionaries_of_torch(tmp_path, fake_torch, legacy, wrapper):
         half=Tensor("2", storages["2"]),
     )
     content = {wrapper: state, "epoch": 3} if wrapper else state
-    loaded = load_torch(write_torch(tmp_path / "weights.pth", content, storages, fake_torch, legacy))
+    loaded = load_torch(write_torch(tmp_path / "weights.pth", content, storages, legacy))
     assert list(loaded) == list(state)
     np.testing.assert_array_equal(loaded["weight"], storages["0"].reshape(3, 4))
     np.testing.assert_array_equal(loaded["transposed"], storages["0"][4:].reshape(2, 4).T)
@@ -261,21 +190,19 @@ def test_state_dictionaries_of_torch(tmp_path, fake_torch, legacy, wrapper):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_tensor_beyond_its_storage_is_refused(tmp_path, fake_torch, legacy):
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, legacy):
     storage = np.arange(4, dtype=np.float32)
     for shape, steps, offset in (((5,), (1,), 0), ((2, 2), (4, 1), 0), ((1,), (1,), -1), ((2,), (-1,), 3)):
         content = {"weight": Tensor("0", storage, shape, steps, offset)}
-        path = write_torch(tmp_path / "weights.pth", content, {"0": storage}, fake_torch, legacy)
+        path = write_torch(tmp_path / "weights.pth", content, {"0": storage}, legacy)
         with pytest.raises(ValueError, match=r"weights.pth: damaged: a tensor .* beyond the end"):
             load_torch(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_truncated_state_dictionary(tmp_path, fake_torch, legacy):
+def test_a_truncated_state_dictionary(tmp_path, legacy):
     storage = np.arange(400, dtype=np.float32)
-    path = write_torch(
-        tmp_path / "weights.pth", {"weight": Tensor("0", storage)}, {"0": storage}, fake_torch, legacy
-    )
+    path = write_torch(tmp_path / "weights.pth", {"weight": Tensor("0", storage)}, {"0": storage}, legacy)
     data = path.read_bytes()
     for length in (len(data) - 1000, len(data) // 2, 30):
         path.write_bytes(data[:length])
