@@ -57,7 +57,8 @@ def _require_tensorflow() -> None:
 
 
 _require_tensorflow()
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow's C++ side: warnings, not information
+# TensorFlow's C++ side: errors alone; its warnings tell of cost estimates that maps of any size do not allow
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Bound before any other import can: `keras_seg.segment` is the function, not the module of that name.
 from keras_seg.segment import segment
