@@ -110,12 +110,17 @@ def test_folders_with_three_classes(tmp_path):
         train(recipe(data, "mean_iou"), tmp_path, tmp_path / "other")
 
 
-def test_mixed_precision_trains_float32_weights_and_returns_a_float32_model(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
+def write_one_image(folder):
+    """images/a.png and masks/a.png."""
+    (folder / "images").mkdir()
+    (folder / "masks").mkdir()
     image, labels = cells()
-    Image.fromarray(image).save(tmp_path / "images/a.png")
-    Image.fromarray(((labels > 0) * 255).astype(np.uint8)).save(tmp_path / "masks/a.png")
+    Image.fromarray(image).save(folder / "images/a.png")
+    Image.fromarray(((labels > 0) * 255).astype(np.uint8)).save(folder / "masks/a.png")
+
+
+def test_mixed_precision_trains_float32_weights_and_returns_a_float32_model(tmp_path):
+    write_one_image(tmp_path)
     folder = {name: kind for kind in ("images", "masks") for name in (f"train_{kind}", f"validation_{kind}")}
     data = {"reader": "folder", "classes": {"ground": 0, "cell": 255}, **folder}
     mixed = recipe(data, "mean_iou", steps=60).override({"training.precision": "mixed_bfloat16"})
@@ -128,11 +133,7 @@ def test_mixed_precision_trains_float32_weights_and_returns_a_float32_model(tmp_
 
 def test_averaged_weights_are_what_is_kept(tmp_path):
     """The average of one step is its result; a momentum near 1 keeps the first step's weights."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
-    image, labels = cells()
-    Image.fromarray(image).save(tmp_path / "images/a.png")
-    Image.fromarray(((labels > 0) * 255).astype(np.uint8)).save(tmp_path / "masks/a.png")
+    write_one_image(tmp_path)
     folder = {"train_images": "images", "train_masks": "masks"}
     base = recipe({"reader": "folder", "classes": {"ground": 0, "cell": 255}, **folder}, "mean_iou", steps=4)
 
