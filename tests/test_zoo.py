@@ -65,7 +65,8 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     ):
         zoo.show("unet_isbi")
     with pytest.raises(
-        FileNotFoundError, match=r"no model 'qqq' in the zoo \(models: fasterrcnn_r101_c4, .*unet_dic_hela, unet_em_paper"
+        FileNotFoundError,
+        match=r"no model 'qqq' in the zoo \(models: fasterrcnn_r101_c4, .*unet_dic_hela, unet_em_paper",
     ):
         zoo.load("qqq")
     with pytest.raises(FileNotFoundError, match=r"mine\.yaml: no such recipe file"):

@@ -6,7 +6,7 @@ N boxes, h x w bins of a box, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -56,7 +56,8 @@ def roi_align(
 
     Returns: [N, h, w, C] of the features' dtype, computed in float32. A box without extent has no sample where the
     ratio is 0, and gives 0, unless `aligned` is False; so does an inverted box, which is read backwards where the ratio
-    is fixed. A box with a NaN or an infinity gives 0. The gradient goes to the features alone.
+    is fixed. A box with a NaN or an infinity gives 0. The gradient goes to the features alone, and does not depend on
+    the implementation: that of `tf.image.crop_and_resize` is not used (its threads lose sums on a processor).
 
     Works in graph mode with dynamic sizes; under XLA with "gather", a fixed ratio and static shapes. Memory: about
     100 MB beside inputs and result, more only if a single box needs it.
@@ -217,14 +218,26 @@ def _align(
 ) -> tf.Tensor:
     """float32 [N, h, w, C]."""
     places = sampling.regions(features, levels, box_indices, place, output_size, sampling_ratio)
-    if implementation == "crop_and_resize":
-        return _by_crop(features, levels, places, box_indices, output_size, pool)
-    source = sampling.table(features)
-    if sampling_ratio:
-        return _by_samples(source, places, output_size, sampling_ratio, pool)
-    if pool == "max":
-        return _by_bins(source, places, output_size)
-    return _by_windows(source, places, output_size)
+
+    def gathered(features: Sequence[tf.Tensor]) -> tf.Tensor:
+        source = sampling.table(features)
+        if sampling_ratio:
+            return _by_samples(source, places, output_size, sampling_ratio, pool)
+        return (_by_bins if pool == "max" else _by_windows)(source, places, output_size)
+
+    @tf.custom_gradient
+    def cropped(*features: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            # Not crop_and_resize's own: on a processor its threads add to the same pixel without a lock, and sums
+            # get lost.
+            with tf.GradientTape() as tape:
+                tape.watch(features)
+                result = gathered(features)
+            return tape.gradient(result, features, upstream)
+
+        return _by_crop(features, levels, places, box_indices, output_size, pool), gradient
+
+    return cropped(*features) if implementation == "crop_and_resize" else gathered(features)
 
 
 # --- "gather", any ratio, average ---

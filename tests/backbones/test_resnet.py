@@ -103,7 +103,9 @@ def test_padding(padding, padded):
     model = resnet("resnet18", width=2, outputs=["res2"], padding=padding)
     assert {layer.name for layer in model.layers if layer.name.endswith("_pad")} == padded
     assert model(tf.zeros([1, 64, 96, 3])).shape == (1, 16, 24, 2)
-    with pytest.raises(ValueError, match="padding must be one of 'symmetric', 'same', 'same_pool', got 'valid'"):
+    with pytest.raises(
+        ValueError, match="padding must be one of 'symmetric', 'same', 'same_pool', got 'valid'"
+    ):
         resnet("resnet18", padding="valid")
 
 

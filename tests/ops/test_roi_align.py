@@ -173,6 +173,22 @@ def test_gradients_are_those_of_the_values(ratio, pool):
     np.testing.assert_allclose(*gradients, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_gradient_loses_nothing_where_many_boxes_meet(implementation):
+    rng = np.random.default_rng(2)
+    features = tf.constant(rng.standard_normal([1, 20, 30, 4]), tf.float32)
+    corners, ends = rng.uniform(0, 8, (200, 2)), rng.uniform(10, 20, (200, 2))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(features)
+        result = roi_align(
+            features, np.concatenate([corners, ends], 1), [0] * 200, 14, 1.0, 0, implementation=implementation
+        )
+    for _ in range(5):
+        # every box's weights add up to its number of bins
+        total = tf.reduce_sum(tape.gradient(result, features), [0, 1, 2])
+        np.testing.assert_allclose(total, [200 * 14 * 14] * 4, rtol=1e-5)
+
+
 def test_in_many_steps_as_in_one(monkeypatch):
     features, boxes, indices = random_case(6, 9, 9, 0.25, number=5)
     cases = [
