@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["decode_rle", "encode_edges", "encode_mask"]
+__all__ = ["decode_rle", "encode_edges", "encode_mask", "run_lengths"]
 
 BITS = 5  # data bits of a character; the highest of a number's last character is its sign
 MORE = 1 << BITS
@@ -43,7 +43,15 @@ def encode_edges(edges: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
-    """bool [H, W] of COCO run lengths: {"size": [H, W], "counts": str, bytes, or a list of uncompressed runs}.
+    """bool [H, W] of COCO run lengths; argument and errors as `run_lengths`."""
+    counts = run_lengths(rle)
+    height, width = (int(side) for side in rle["size"])
+    values = np.arange(len(counts)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+
+
+def run_lengths(rle: Mapping[str, Any]) -> np.ndarray:
+    """The runs, int64 [R], of {"size": [H, W], "counts": str, bytes, or a list of uncompressed runs}.
 
     ValueError: another structure, characters that are none of the coding, or runs that do not add up to H * W.
     """
@@ -52,19 +60,23 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
         counts = rle["counts"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f'decode_rle: takes {{"size": [height, width], "counts": ...}}, got {_short(rle)}'
+            f'run lengths: takes {{"size": [height, width], "counts": ...}}, got {_short(rle)}'
         ) from error
     if isinstance(counts, (str, bytes)):
         counts = _from_string(counts)
     else:
-        counts = np.asarray(counts, np.int64).reshape(-1)
+        try:
+            counts = np.asarray(counts, np.int64).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"run lengths: counts is text or a list of integers, got {_short(counts)}"
+            ) from error
     if (counts < 0).any() or counts.sum() != height * width:
         raise ValueError(
-            f"decode_rle: the runs add up to {counts.sum()} pixels, the smallest is {counts.min(initial=0)}; "
+            f"run lengths: the runs add up to {counts.sum()} pixels, the smallest is {counts.min(initial=0)}; "
             f"the size {height} x {width} has {height * width}"
         )
-    values = np.arange(len(counts)) % 2 == 1
-    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+    return counts
 
 
 def _to_string(counts: np.ndarray) -> str:
@@ -84,12 +96,12 @@ def _from_string(text: str | bytes) -> np.ndarray:
     characters = np.frombuffer(data, np.uint8).astype(np.int64) - OFFSET
     last = (characters & MORE) == 0
     if ((characters < 0) | (characters >= 2 * MORE)).any() or not len(data) or not last[-1]:
-        raise ValueError(f"decode_rle: no COCO run lengths, or cut off: {_short(text)}")
+        raise ValueError(f"run lengths: no COCO run lengths, or cut off: {_short(text)}")
     number = np.cumsum(last) - last
     first = np.flatnonzero(np.append(True, last[:-1]))
     place = np.arange(len(characters)) - first[number]
     if place.max() >= LONGEST:
-        raise ValueError(f"decode_rle: a run of more than {BITS * LONGEST} bits in {_short(text)}")
+        raise ValueError(f"run lengths: a run of more than {BITS * LONGEST} bits in {_short(text)}")
     numbers = np.zeros(number[-1] + 1, np.int64)
     np.add.at(numbers, number, (characters & (MORE - 1)) << BITS * place)
     negative = characters[last] & (MORE >> 1) != 0
