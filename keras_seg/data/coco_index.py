@@ -1,0 +1,583 @@
+"""A COCO annotations file as arrays: checked once, and small enough for the whole of COCO.
+
+The file is read piece by piece (`json_stream`), its numbers go into flat arrays. COCO's 118,000 images with 860,000
+objects take some 350 MB, most of them the polygons' points, and no Python object an image or an annotation stays.
+
+Two kinds of trouble are told apart. An error makes the file's meaning doubtful (a polygon of two points, run lengths of
+another size, an id given twice): nothing is read until it is mended. What is only useless (a box without extent, or
+outside the image) is dropped, counted and reported.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_seg.data import run_lengths
+from keras_seg.data.annotated_image import AnnotatedImage
+from keras_seg.data.json_stream import sections
+
+__all__ = ["CocoIndex", "Problem", "read_index", "scan", "summarise"]
+
+SHOWN = 10  # problems in a message
+# COCO's keypoints name a pixel by its index, ours are continuous: the centre of pixel i is i + 0.5 (as Detectron2).
+PIXEL_CENTRE = 0.5
+MASKS_AT_ONCE = 20_000  # whose run lengths are checked together: some tens of MB
+OUT_BY = 1.0  # pixels by which a box must leave the image for its clipping to be reported
+ERROR, DROPPED, NOTE = "error", "dropped", "note"
+
+
+class Problem(NamedTuple):
+    """kind: "error", "dropped" or "note". section: "images", "annotations" or "categories". id: of the entry, or its
+    place "number 3" where it has none. field, message: what is wrong."""
+
+    kind: str
+    section: str
+    id: int | str | None
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        one = {"images": "image", "annotations": "annotation", "categories": "category"}.get(self.section, self.section)
+        return f"{one}{'' if self.id is None else f' {self.id}'}: {self.field}: {self.message}"
+
+
+@dataclass(frozen=True, eq=False)
+class CocoIndex:
+    """The annotations of I images: O objects of K classes, in arrays.
+
+    path: for messages. class_names: of each class. category_ids: int64 [K], COCO's of each class, rising: classes
+    are 0 … K - 1 however many gaps the ids have. keypoint_names: of each keypoint; none: ().
+    image_ids: int64 [I]. sizes: int32 [I, 2], height, width.
+    starts: int64 [I + 1], rows: int32 [O]: the objects of image i are rows[starts[i]:starts[i + 1]] of the arrays below.
+    ids: int64, boxes: float64 [·, 4] x1, y1, x2, y2, classes: int32, crowd: bool; keypoints: float32 [·, K, 3] as
+    in the file. Polygons: object r has polygons polygon_splits[r] … of which p has numbers point_splits[p] … of `points`,
+    float64, x, y, x, y, …. Run lengths: object r has characters run_splits[r] … of `runs`, uint8.
+    """
+
+    path: str
+    class_names: tuple[str, ...]
+    category_ids: np.ndarray
+    keypoint_names: tuple[str, ...]
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    names: np.ndarray  # uint8: the file names, UTF-8, one after the other
+    name_splits: np.ndarray
+    starts: np.ndarray
+    rows: np.ndarray
+    ids: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+    points: np.ndarray
+    point_splits: np.ndarray
+    polygon_splits: np.ndarray
+    runs: np.ndarray
+    run_splits: np.ndarray
+    keypoints: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def file_name(self, i: int) -> str:
+        return self.names[self.name_splits[i] : self.name_splits[i + 1]].tobytes().decode()
+
+    def objects(self, i: int) -> np.ndarray:
+        """int32 [G]: the rows of image i's objects."""
+        return self.rows[self.starts[i] : self.starts[i + 1]]
+
+    def has_polygons(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return np.diff(self.polygon_splits)[rows] > 0
+
+    def has_runs(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return np.diff(self.run_splits)[rows] > 0
+
+    def keep(self, images: np.ndarray) -> CocoIndex:
+        """The same of the images chosen by bool [I] or int [n] only; objects stay where they are."""
+        chosen = np.arange(len(self))[images]
+        counts = np.diff(self.starts)[chosen]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        rows = self.rows[np.arange(starts[-1]) - np.repeat(starts[:-1] - self.starts[chosen], counts)]
+        lengths = np.diff(self.name_splits)[chosen]
+        splits = np.concatenate([[0], np.cumsum(lengths)])
+        names = self.names[np.arange(splits[-1]) - np.repeat(splits[:-1] - self.name_splits[chosen], lengths)]
+        fields = {**self.__dict__, "starts": starts, "rows": rows, "names": names, "name_splits": splits}
+        return CocoIndex(**{**fields, "image_ids": self.image_ids[chosen], "sizes": self.sizes[chosen]})
+
+    def with_objects(self) -> np.ndarray:
+        """bool [I]: images with an object that is no crowd."""
+        single = np.concatenate([[0], np.cumsum(~self.crowd[self.rows])])
+        return single[self.starts[1:]] > single[self.starts[:-1]]
+
+    def annotated(self, i: int, folder: Path) -> AnnotatedImage:
+        """Image i, whose file lies in `folder`."""
+        rows = self.objects(i)
+        polygons = [np.arange(self.polygon_splits[r], self.polygon_splits[r + 1]) for r in rows]
+        flat = np.concatenate(polygons) if polygons else np.zeros(0, np.int64)
+        points = [self.points[self.point_splits[p] : self.point_splits[p + 1]] for p in flat]
+        runs = [self.runs[self.run_splits[r] : self.run_splits[r + 1]] for r in rows]
+        keypoints = self.keypoints[rows].astype(np.float64)
+        keypoints[..., :2] += PIXEL_CENTRE
+        return AnnotatedImage(
+            name=f"{folder / self.file_name(i)} (image {self.image_ids[i]} of {self.path})",
+            file=folder / self.file_name(i),
+            image_id=int(self.image_ids[i]),
+            size=(int(self.sizes[i, 0]), int(self.sizes[i, 1])),
+            boxes=self.boxes[rows],
+            classes=self.classes[rows],
+            crowd=self.crowd[rows],
+            ids=self.ids[rows],
+            polygon_points=np.concatenate(points).reshape(-1, 2) if points else np.zeros((0, 2)),
+            polygon_lengths=np.array([len(p) // 2 for p in points], np.int64),
+            polygon_objects=np.repeat(np.arange(len(rows)), [len(p) for p in polygons]),
+            run_lengths=np.concatenate(runs) if runs else np.zeros(0, np.uint8),
+            run_splits=np.concatenate([[0], np.cumsum([len(r) for r in runs], dtype=np.int64)]),
+            keypoints=keypoints,
+        )
+
+
+def read_index(
+    annotations: str | Path | Mapping[str, Any],
+    *,
+    min_box_side: float = 1.0,
+    on_bytes: Callable[[int], None] | None = None,
+) -> tuple[CocoIndex, list[Problem]]:
+    """Read COCO instances or person-keypoints annotations: (index, what was dropped or is noteworthy).
+
+    annotations: path of the JSON file, or its content. min_box_side: objects whose box, within the image, has a shorter
+    side of less than so many pixels are dropped. on_bytes: is told how many bytes were read.
+
+    Raises FileNotFoundError, or ValueError naming the file and, of each error, the entry's id and field.
+    """
+    index, problems = scan(annotations, min_box_side=min_box_side, on_bytes=on_bytes)
+    errors = [p for p in problems if p.kind == ERROR]
+    if errors:
+        name = "the annotations" if isinstance(annotations, Mapping) else annotations
+        raise ValueError(f"{name}: {summarise(errors)}")
+    return index, problems
+
+
+def summarise(problems: Sequence[Problem], shown: int = SHOWN) -> str:
+    """One line for each of the first, and how many there are."""
+    if len(problems) == 1:
+        return str(problems[0])
+    more = f"\n  and {len(problems) - shown} more (keras-seg check-data lists all)" if len(problems) > shown else ""
+    return f"{len(problems)} errors:\n  " + "\n  ".join(map(str, problems[:shown])) + more
+
+
+def scan(
+    annotations: str | Path | Mapping[str, Any],
+    *,
+    min_box_side: float = 1.0,
+    on_bytes: Callable[[int], None] | None = None,
+) -> tuple[CocoIndex | None, list[Problem]]:
+    """As `read_index`, but every problem is in the list, and the index is None if there is an error among them."""
+    problems: list[Problem] = []
+    if isinstance(annotations, Mapping):
+        path, entries = "annotations", _entries(annotations)
+    else:
+        path, entries = str(annotations), sections(annotations, on_bytes)
+    images, objects, categories = _Images(problems), _Objects(problems), _Categories(problems)
+    readers = {"images": images.add, "annotations": objects.add, "categories": categories.add}
+    found = set()
+    for key, place, value in entries:
+        if key not in readers:
+            continue
+        if place is None:
+            raise ValueError(f"{path}: {key}: must be a list, not {_short(value)}")
+        if place < 0:
+            found.add(key)
+        elif isinstance(value, dict):
+            readers[key](value, place)
+        else:
+            problems.append(Problem(ERROR, key, f"number {place}", "entry", f"an object, not {_short(value)}"))
+    if missing := [key for key in readers if key not in found]:
+        raise ValueError(f"{path}: has no {', no '.join(missing)}: not COCO annotations")
+    return _index(path, images, objects, categories, problems, min_box_side), problems
+
+
+def _entries(annotations: Mapping[str, Any]) -> Iterator[tuple[str, int | None, Any]]:
+    for key, value in annotations.items():
+        if isinstance(value, list | tuple):
+            yield key, -1, None
+            for place, element in enumerate(value):
+                yield key, place, element
+        else:
+            yield key, None, value
+
+
+# -- entries into columns --------------------------------------------------------------------------------------
+
+
+class _Images:
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        self.ids, self.sizes, self.names, self.splits = array("q"), array("q"), bytearray(), array("q", [0])
+
+    def add(self, image: dict, place: int) -> None:
+        name = _identity(image, place)
+        fields = [_integer(image, field) for field in ("id", "height", "width")]
+        file_name = image.get("file_name")
+        wrong = [(f, m) for f, m in zip(("id", "height", "width"), fields, strict=True) if isinstance(m, str)]
+        if not wrong:
+            wrong = [(f, f"must be 1 or more, not {v}") for f, v in zip(("height", "width"), fields[1:], strict=True) if v < 1]
+        if not (isinstance(file_name, str) and file_name):
+            wrong.append(("file_name", _expected("a name", image, "file_name")))
+        self.problems += [Problem(ERROR, "images", name, *w) for w in wrong]
+        if not wrong:
+            self.ids.append(fields[0])
+            self.sizes.extend(fields[1:])
+            self.names += file_name.encode("utf-8", "surrogatepass")
+            self.splits.append(len(self.names))
+
+
+class _Categories:
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        self.names: dict[int, str] = {}
+        self.keypoints: dict[int, tuple[str, ...]] = {}
+
+    def add(self, category: dict, place: int) -> None:
+        entry = _identity(category, place)
+        number, name, keypoints = _integer(category, "id"), category.get("name"), category.get("keypoints", [])
+        wrong = []
+        if isinstance(number, str):
+            wrong.append(("id", number))
+        elif number in self.names:
+            wrong.append(("id", "is there twice"))
+        if not (isinstance(name, str) and name):
+            wrong.append(("name", _expected("a name", category, "name")))
+        if not (isinstance(keypoints, list) and all(isinstance(k, str) for k in keypoints)):
+            wrong.append(("keypoints", _expected("a list of names", category, "keypoints")))
+        self.problems += [Problem(ERROR, "categories", entry, *w) for w in wrong]
+        if not wrong:
+            self.names[number] = name
+            if keypoints:
+                self.keypoints[number] = tuple(keypoints)
+
+
+class _Objects:
+    """Annotations as they come; a field's type is checked by the array that takes it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        self.ids, self.images, self.categories = array("q"), array("q"), array("q")
+        self.crowd, self.boxes = array("b"), array("d")
+        self.points, self.point_splits, self.polygon_splits = array("d"), array("q", [0]), array("q", [0])
+        self.runs, self.run_splits, self.run_sizes = bytearray(), array("q", [0]), array("q")
+        self.keypoints, self.keypoint_splits = array("f"), array("q", [0])
+
+    def add(self, annotation: dict, place: int) -> None:
+        if wrong := self._add(annotation):
+            self.problems += [Problem(ERROR, "annotations", _identity(annotation, place), *w) for w in wrong]
+
+    def _add(self, annotation: dict) -> list[tuple[str, str]]:
+        columns = (
+            self.ids, self.images, self.categories, self.crowd, self.boxes, self.points, self.point_splits,
+            self.polygon_splits, self.runs, self.run_splits, self.run_sizes, self.keypoints, self.keypoint_splits,
+        )  # fmt: skip
+        lengths = None
+        try:
+            number, image, category = annotation["id"], annotation["image_id"], annotation["category_id"]
+            x, y, width, height = annotation["bbox"]
+            shape = annotation.get("segmentation")
+            keypoints = annotation.get("keypoints")
+            lengths = [len(column) for column in columns]
+            self.ids.append(number)
+            self.images.append(image)
+            self.categories.append(category)
+            self.crowd.append(annotation.get("iscrowd", 0))
+            self.boxes.extend((x, y, width, height))
+            if shape:
+                if type(shape) is list:
+                    for polygon in shape:
+                        self.points.fromlist(polygon)
+                        self.point_splits.append(len(self.points))
+                else:
+                    self._add_runs(shape)
+            if keypoints:
+                self.keypoints.fromlist(keypoints)
+            self.polygon_splits.append(len(self.point_splits) - 1)
+            self.run_splits.append(len(self.runs))
+            self.keypoint_splits.append(len(self.keypoints))
+            return []
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            for column, length in zip(columns, lengths or (), strict=False):
+                del column[length:]
+            return _wrong_fields(annotation) or [("entry", f"cannot be read ({error})")]
+
+    def _add_runs(self, shape: dict) -> None:
+        height, width = shape["size"]
+        counts = shape["counts"]
+        self.run_sizes.extend((len(self.ids) - 1, height, width))
+        if isinstance(counts, str):
+            self.runs += counts.encode("ascii", "replace")
+        elif isinstance(counts, bytes):
+            self.runs += counts
+        else:
+            self.runs += run_lengths.to_characters(array("q", counts))
+
+
+def _wrong_fields(annotation: dict) -> list[tuple[str, str]]:
+    """What `_Objects` could not take, told field by field."""
+    wrong = [(f, m) for f in ("id", "image_id", "category_id") if isinstance(m := _integer(annotation, f), str)]
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        wrong.append(("iscrowd", _expected("0 or 1", annotation, "iscrowd")))
+    box = annotation.get("bbox")
+    if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))):
+        wrong.append(("bbox", _expected("[x, y, width, height]", annotation, "bbox")))
+    shape = annotation.get("segmentation")
+    if isinstance(shape, list):
+        for k, polygon in enumerate(shape):
+            if not (isinstance(polygon, list) and all(map(_is_number, polygon))):
+                wrong.append(("segmentation", f"polygon {k} must be a list of numbers x, y, …, not {_short(polygon)}"))
+                break
+    elif isinstance(shape, dict):
+        size, counts = shape.get("size"), shape.get("counts")
+        if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(s, int) for s in size)):
+            wrong.append(("segmentation", f"size must be [height, width], not {_short(size)}"))
+        if not (
+            isinstance(counts, str | bytes)
+            or (isinstance(counts, list | tuple) and all(isinstance(c, int) for c in counts))
+        ):
+            wrong.append(("segmentation", f"counts must be run lengths, a string or a list, not {_short(counts)}"))
+        elif not isinstance(counts, str | bytes) and not all(0 <= c < 2**32 for c in counts):
+            wrong.append(("segmentation", "counts has a run below 0 or longer than any image"))
+    elif shape is not None:
+        wrong.append(("segmentation", f"polygons or run lengths expected, not {_short(shape)}"))
+    keypoints = annotation.get("keypoints")
+    if keypoints is not None and not (isinstance(keypoints, list) and all(map(_is_number, keypoints))):
+        wrong.append(("keypoints", _expected("a list of x, y, visibility", annotation, "keypoints")))
+    return wrong
+
+
+def _integer(entry: dict, field: str) -> int | str:
+    """The field's value, or what is wrong with it."""
+    value = entry.get(field)
+    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
+        return value
+    return _expected("a whole number", entry, field)
+
+
+def _expected(what: str, entry: dict, field: str) -> str:
+    return f"must be {what}, not {_short(entry[field])}" if field in entry else f"is missing; must be {what}"
+
+
+def _identity(entry: dict, place: int) -> int | str:
+    value = entry.get("id")
+    return value if isinstance(value, int) and not isinstance(value, bool) else f"number {place} of the list"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# -- columns into an index -------------------------------------------------------------------------------------
+
+
+def _index(
+    path: str,
+    images: _Images,
+    objects: _Objects,
+    categories: _Categories,
+    problems: list[Problem],
+    min_box_side: float,
+) -> CocoIndex | None:
+    image_ids, sizes = _array(images.ids, np.int64), _array(images.sizes, np.int64).reshape(-1, 2)
+    name_splits = _array(images.splits, np.int64)
+    problems += [Problem(ERROR, "images", i, "id", "is there twice") for i in _repeated(image_ids)]
+    ids, boxes = _array(objects.ids, np.int64), _array(objects.boxes, np.float64).reshape(-1, 4)
+    problems += [Problem(ERROR, "annotations", i, "id", "is there twice") for i in _repeated(ids)]
+
+    def error(rows: np.ndarray, field: str, message: str | Callable[[int], str]) -> None:
+        for r in rows.tolist():
+            text = message(r) if callable(message) else message
+            problems.append(Problem(ERROR, "annotations", int(ids[r]), field, text))
+
+    order = np.argsort(image_ids, kind="stable")
+    image, known = _look_up(image_ids[order], _array(objects.images, np.int64))
+    image = order[image] if len(order) else image
+    error(np.flatnonzero(~known), "image_id", lambda r: f"no image has the id {objects.images[r]}")
+    category_ids = np.array(sorted(categories.names), np.int64)
+    classes, known = _look_up(category_ids, _array(objects.categories, np.int64))
+    error(np.flatnonzero(~known), "category_id", lambda r: f"no category has the id {objects.categories[r]}")
+    crowd = _array(objects.crowd, np.int8)
+    error(np.flatnonzero((crowd != 0) & (crowd != 1)), "iscrowd", lambda r: f"must be 0 or 1, not {crowd[r]}")
+    finite = np.isfinite(boxes).all(axis=1)
+    error(np.flatnonzero(~finite), "bbox", lambda r: f"must be finite, not {boxes[r].tolist()}")
+
+    _check_polygons(objects, error)
+    area = _check_runs(objects, ids, image, sizes, error)
+    keypoint_names = _keypoint_names(categories, problems)
+    keypoints = _keypoints(objects, len(keypoint_names), error)
+    if any(p.kind == ERROR for p in problems):
+        return None
+
+    boxes, dropped = _clip(boxes, sizes[image], min_box_side, ids, problems)
+    empty = (area == 0) & ~dropped
+    problems += [
+        Problem(DROPPED, "annotations", i, "segmentation", "the mask has no pixel") for i in ids[empty].tolist()
+    ]
+    rows = np.flatnonzero(~(dropped | empty))
+    rows = rows[np.argsort(image[rows], kind="stable")].astype(np.int32)
+    counts = np.bincount(image[rows], minlength=len(image_ids))
+    return CocoIndex(
+        path=path,
+        class_names=tuple(categories.names[k] for k in category_ids.tolist()),
+        category_ids=category_ids,
+        keypoint_names=keypoint_names,
+        image_ids=image_ids,
+        sizes=sizes.astype(np.int32),
+        names=np.frombuffer(images.names, np.uint8),
+        name_splits=name_splits,
+        starts=np.concatenate([[0], np.cumsum(counts)]),
+        rows=rows,
+        ids=ids,
+        boxes=boxes,
+        classes=classes.astype(np.int32),
+        crowd=crowd == 1,
+        points=_array(objects.points, np.float64),
+        point_splits=_array(objects.point_splits, np.int64),
+        polygon_splits=_array(objects.polygon_splits, np.int64),
+        runs=np.frombuffer(objects.runs, np.uint8),
+        run_splits=_array(objects.run_splits, np.int64),
+        keypoints=keypoints,
+    )
+
+
+def _array(values: array, dtype: type) -> np.ndarray:
+    """A view, nothing is copied."""
+    return np.frombuffer(values, dtype) if len(values) else np.zeros(0, dtype)
+
+
+def _repeated(ids: np.ndarray) -> list[int]:
+    distinct, counts = np.unique(ids, return_counts=True)
+    return distinct[counts > 1].tolist()
+
+
+def _look_up(table: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(place of each value in a rising table, whether it is there)."""
+    if not len(table):
+        return np.zeros(len(values), np.int64), np.zeros(len(values), bool)
+    place = np.minimum(np.searchsorted(table, values), len(table) - 1)
+    return place, table[place] == values
+
+
+def _check_polygons(objects: _Objects, error: Callable) -> None:
+    splits, of_object = _array(objects.point_splits, np.int64), _array(objects.polygon_splits, np.int64)
+    lengths = np.diff(splits)
+    owner = np.repeat(np.arange(len(of_object) - 1), np.diff(of_object))
+    first = of_object[owner]
+
+    def rows(bad: np.ndarray, message: Callable[[int], str]) -> None:
+        for p in np.flatnonzero(bad).tolist():
+            error(owner[p : p + 1], "segmentation", f"polygon {p - first[p]} {message(p)}")
+
+    odd = lengths % 2 == 1
+    rows(odd, lambda p: f"has {lengths[p]} numbers; x, y, … come in pairs")
+    rows(~odd & (lengths < 6), lambda p: f"has {lengths[p] // 2} points; 3 are the least")
+    points = _array(objects.points, np.float64)
+    finite = np.isfinite(points)
+    if not finite.all():
+        bad = np.zeros(len(lengths), bool)
+        bad[np.unique(np.searchsorted(splits, np.flatnonzero(~finite), "right") - 1)] = True
+        rows(bad, lambda p: "has coordinates that are NaN or infinite")
+
+
+def _check_runs(
+    objects: _Objects, ids: np.ndarray, image: np.ndarray, sizes: np.ndarray, error: Callable
+) -> np.ndarray:
+    """int64 [O]: the pixels of each mask; -1 of objects without run lengths."""
+    table = _array(objects.run_sizes, np.int64).reshape(-1, 3)
+    rows, own = table[:, 0], table[:, 1:]
+    splits, characters = _array(objects.run_splits, np.int64), np.frombuffer(objects.runs, np.uint8)
+    area = np.full(len(ids), -1, np.int64)
+    if not len(sizes):
+        return area
+    other = (own != sizes[image[rows]]).any(axis=1)
+    for r, size in zip(rows[other].tolist(), own[other].tolist(), strict=True):
+        height, width = sizes[image[r]].tolist()
+        text = f"run lengths of size {size[0]}x{size[1]} (height x width) in an image of {height}x{width}"
+        error(np.array([r]), "segmentation", text)
+    same, own = rows[~other], own[~other]
+    for first in range(0, len(same), MASKS_AT_ONCE):
+        part = same[first : first + MASKS_AT_ONCE]
+        # the strings lie one after the other but for those of another size
+        pieces = [characters[splits[r] : splits[r + 1]] for r in part.tolist()]
+        lengths = np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
+        pixels = own[first : first + MASKS_AT_ONCE].prod(axis=1)
+        area[part], wrong = run_lengths.problems(np.concatenate(pieces), lengths, pixels)
+        for k, message in wrong:
+            error(part[k : k + 1], "segmentation", message)
+    return area
+
+
+def _keypoint_names(categories: _Categories, problems: list[Problem]) -> tuple[str, ...]:
+    """The keypoints' names, which all categories that have any share."""
+    several = list(categories.keypoints.items())
+    for number, names in several[1:]:
+        if names != several[0][1]:
+            text = f"other names than category {several[0][0]} has; one model has one list of keypoints"
+            problems.append(Problem(ERROR, "categories", number, "keypoints", text))
+    return several[0][1] if several else ()
+
+
+def _keypoints(objects: _Objects, number: int, error: Callable) -> np.ndarray:
+    """float32 [O, K, 3], zeros where an object has none."""
+    splits = _array(objects.keypoint_splits, np.int64)
+    lengths = np.diff(splits)
+    error(
+        np.flatnonzero((lengths > 0) & (lengths != 3 * number)),
+        "keypoints",
+        lambda r: f"{lengths[r]} numbers; the categories name {number} keypoints, so {3 * number} are expected",
+    )
+    if not number or ((lengths > 0) & (lengths != 3 * number)).any():
+        return np.zeros((len(lengths), number, 3), np.float32)
+    values = _array(objects.keypoints, np.float32).reshape(-1, number, 3)
+    present = np.flatnonzero(lengths)
+    legal = np.isfinite(values).all(axis=(1, 2))
+    error(present[~legal], "keypoints", "are NaN or infinite")
+    legal &= np.isin(values[..., 2], (0, 1, 2)).all(axis=1)
+    error(present[~legal & np.isfinite(values).all(axis=(1, 2))], "keypoints", "visibility must be 0, 1 or 2")
+    if len(present) == len(lengths):
+        return values
+    keypoints = np.zeros((len(lengths), number, 3), np.float32)
+    keypoints[present] = values
+    return keypoints
+
+
+def _clip(
+    boxes: np.ndarray, sizes: np.ndarray, min_box_side: float, ids: np.ndarray, problems: list[Problem]
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's boxes as x1, y1, x2, y2 within their images, and which of them are of no use."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    limit = sizes[:, ::-1].astype(np.float64)
+    clipped = np.concatenate([np.clip(corners[:, :2], 0, limit), np.clip(corners[:, 2:], 0, limit)], axis=1)
+    side = (clipped[:, 2:] - clipped[:, :2]).min(axis=1, initial=np.inf)
+    flat = (boxes[:, 2:] <= 0).any(axis=1)
+    outside = ~flat & ((corners[:, :2] >= limit) | (corners[:, 2:] <= 0)).any(axis=1)
+    tiny = ~flat & ~outside & (side < min_box_side)
+    out_by = np.abs(corners - clipped).max(axis=1, initial=0)
+
+    def tell(kind: str, chosen: np.ndarray, message: Callable[[str, str], str]) -> None:
+        for r in np.flatnonzero(chosen).tolist():
+            x, y, w, h = (f"{v:g}" for v in boxes[r])
+            text = message(f"[{x}, {y}, {w}, {h}]", f"{sizes[r, 0]}x{sizes[r, 1]}")
+            problems.append(Problem(kind, "annotations", int(ids[r]), "bbox", text))
+
+    tell(DROPPED, flat, lambda box, _: f"{box} has no extent")
+    tell(DROPPED, outside, lambda box, size: f"{box} lies outside the image of {size} (height x width)")
+    tell(DROPPED, tiny, lambda box, _: f"{box} has a side of less than {min_box_side:g} pixels in the image")
+    partly = ~(flat | outside | tiny) & (out_by > OUT_BY)
+    tell(NOTE, partly, lambda box, size: f"{box} leaves the image of {size} (height x width): clipped to it")
+    return clipped, flat | outside | tiny
