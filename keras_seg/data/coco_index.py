@@ -43,7 +43,9 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        one = {"images": "image", "annotations": "annotation", "categories": "category"}.get(self.section, self.section)
+        one = {"images": "image", "annotations": "annotation", "categories": "category"}.get(
+            self.section, self.section
+        )
         return f"{one}{'' if self.id is None else f' {self.id}'}: {self.field}: {self.message}"
 
 
@@ -166,7 +168,11 @@ def summarise(problems: Sequence[Problem], shown: int = SHOWN) -> str:
     """One line for each of the first, and how many there are."""
     if len(problems) == 1:
         return str(problems[0])
-    more = f"\n  and {len(problems) - shown} more (keras-seg check-data lists all)" if len(problems) > shown else ""
+    more = (
+        f"\n  and {len(problems) - shown} more (keras-seg check-data lists all)"
+        if len(problems) > shown
+        else ""
+    )
     return f"{len(problems)} errors:\n  " + "\n  ".join(map(str, problems[:shown])) + more
 
 
@@ -195,7 +201,9 @@ def scan(
         elif isinstance(value, dict):
             readers[key](value, place)
         else:
-            problems.append(Problem(ERROR, key, f"number {place}", "entry", f"an object, not {_short(value)}"))
+            problems.append(
+                Problem(ERROR, key, f"number {place}", "entry", f"an object, not {_short(value)}")
+            )
     if missing := [key for key in readers if key not in found]:
         raise ValueError(f"{path}: has no {', no '.join(missing)}: not COCO annotations")
     return _index(path, images, objects, categories, problems, min_box_side), problems
@@ -225,7 +233,11 @@ class _Images:
         file_name = image.get("file_name")
         wrong = [(f, m) for f, m in zip(("id", "height", "width"), fields, strict=True) if isinstance(m, str)]
         if not wrong:
-            wrong = [(f, f"must be 1 or more, not {v}") for f, v in zip(("height", "width"), fields[1:], strict=True) if v < 1]
+            wrong = [
+                (f, f"must be 1 or more, not {v}")
+                for f, v in zip(("height", "width"), fields[1:], strict=True)
+                if v < 1
+            ]
         if not (isinstance(file_name, str) and file_name):
             wrong.append(("file_name", _expected("a name", image, "file_name")))
         self.problems += [Problem(ERROR, "images", name, *w) for w in wrong]
@@ -244,7 +256,11 @@ class _Categories:
 
     def add(self, category: dict, place: int) -> None:
         entry = _identity(category, place)
-        number, name, keypoints = _integer(category, "id"), category.get("name"), category.get("keypoints", [])
+        number, name, keypoints = (
+            _integer(category, "id"),
+            category.get("name"),
+            category.get("keypoints", []),
+        )
         wrong = []
         if isinstance(number, str):
             wrong.append(("id", number))
@@ -325,7 +341,9 @@ class _Objects:
 
 def _wrong_fields(annotation: dict) -> list[tuple[str, str]]:
     """What `_Objects` could not take, told field by field."""
-    wrong = [(f, m) for f in ("id", "image_id", "category_id") if isinstance(m := _integer(annotation, f), str)]
+    wrong = [
+        (f, m) for f in ("id", "image_id", "category_id") if isinstance(m := _integer(annotation, f), str)
+    ]
     if annotation.get("iscrowd", 0) not in (0, 1):
         wrong.append(("iscrowd", _expected("0 or 1", annotation, "iscrowd")))
     box = annotation.get("bbox")
@@ -335,7 +353,9 @@ def _wrong_fields(annotation: dict) -> list[tuple[str, str]]:
     if isinstance(shape, list):
         for k, polygon in enumerate(shape):
             if not (isinstance(polygon, list) and all(map(_is_number, polygon))):
-                wrong.append(("segmentation", f"polygon {k} must be a list of numbers x, y, …, not {_short(polygon)}"))
+                wrong.append(
+                    ("segmentation", f"polygon {k} must be a list of numbers x, y, …, not {_short(polygon)}")
+                )
                 break
     elif isinstance(shape, dict):
         size, counts = shape.get("size"), shape.get("counts")
@@ -345,7 +365,9 @@ def _wrong_fields(annotation: dict) -> list[tuple[str, str]]:
             isinstance(counts, str | bytes)
             or (isinstance(counts, list | tuple) and all(isinstance(c, int) for c in counts))
         ):
-            wrong.append(("segmentation", f"counts must be run lengths, a string or a list, not {_short(counts)}"))
+            wrong.append(
+                ("segmentation", f"counts must be run lengths, a string or a list, not {_short(counts)}")
+            )
         elif not isinstance(counts, str | bytes) and not all(0 <= c < 2**32 for c in counts):
             wrong.append(("segmentation", "counts has a run below 0 or longer than any image"))
     elif shape is not None:
@@ -426,7 +448,8 @@ def _index(
     boxes, dropped = _clip(boxes, sizes[image], min_box_side, ids, problems)
     empty = (area == 0) & ~dropped
     problems += [
-        Problem(DROPPED, "annotations", i, "segmentation", "the mask has no pixel") for i in ids[empty].tolist()
+        Problem(DROPPED, "annotations", i, "segmentation", "the mask has no pixel")
+        for i in ids[empty].tolist()
     ]
     rows = np.flatnonzero(~(dropped | empty))
     rows = rows[np.argsort(image[rows], kind="stable")].astype(np.int32)
@@ -539,7 +562,9 @@ def _keypoints(objects: _Objects, number: int, error: Callable) -> np.ndarray:
     error(
         np.flatnonzero((lengths > 0) & (lengths != 3 * number)),
         "keypoints",
-        lambda r: f"{lengths[r]} numbers; the categories name {number} keypoints, so {3 * number} are expected",
+        lambda r: (
+            f"{lengths[r]} numbers; the categories name {number} keypoints, so {3 * number} are expected"
+        ),
     )
     if not number or ((lengths > 0) & (lengths != 3 * number)).any():
         return np.zeros((len(lengths), number, 3), np.float32)

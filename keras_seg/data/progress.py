@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
@@ -25,5 +27,24 @@ def track(items: Sequence[Item], description: str) -> Iterator[Item]:
                 bar.start()
             yield item
             bar.advance(task)
+    finally:
+        bar.stop()
+
+
+@contextlib.contextmanager
+def bytes_read(path: Path, description: str) -> Iterator[Callable[[int], None]]:
+    """A function to tell how many more bytes of a file were read; the bar is as of `track`."""
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(description, total=path.stat().st_size if path.is_file() else None)
+    begun = time.monotonic()
+
+    def advance(count: int) -> None:
+        if time.monotonic() - begun > PATIENCE:
+            bar.start()
+        bar.advance(task, count)
+
+    try:
+        yield advance
     finally:
         bar.stop()
