@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 from keras_seg.backbones import fpn, res5_head, resnet
@@ -13,6 +14,7 @@ from keras_seg.backbones.resnet import STRIDES, VARIANTS
 from keras_seg.heads import box_head as box_head_model
 from keras_seg.heads import box_predictor, keypoint_head, rpn_head
 from keras_seg.heads import mask_head as mask_head_model
+from keras_seg.models import rcnn_training
 from keras_seg.models.rcnn_layers import (
     ClassMasks,
     DecodeKeypoints,
@@ -23,6 +25,7 @@ from keras_seg.models.rcnn_layers import (
     SelectDetections,
     SelectProposals,
 )
+from keras_seg.models.rcnn_training import AnchorSamples, RegionSamples, TrainingOptions, training_options
 
 STRUCTURES = ("fpn", "c4", "dc5", "c5")
 # Of the maps that regions are pooled from: where a structure takes them, and at which stride.
@@ -34,14 +37,27 @@ PARTS = ("backbone", "fpn", "rpn", "res5", "box_head", "box_predictor", "mask_he
 
 @keras.saving.register_keras_serializable("keras_seg")
 class MaskRCNN(keras.Model):
-    """The functional model that `mask_rcnn` builds; its configuration is the builder's arguments."""
+    """The functional model that `mask_rcnn` builds, with its training step.
 
-    def __init__(self, *, name: str = "mask_rcnn", **arguments: Any) -> None:
+    Its configuration is the builder's arguments, and what `configure_training` changed.
+    """
+
+    def __init__(
+        self, *, name: str = "mask_rcnn", training: dict[str, Any] | None = None, **arguments: Any
+    ) -> None:
         inputs, outputs = _graph(**arguments)
         super().__init__(inputs, outputs, name=name)
         self.arguments = arguments
         for field, value in arguments.items():
             setattr(self, field, value)
+        self._samples = keras.random.SeedGenerator(name="samples")
+        branches = {"loss_mask": self.masks, "loss_keypoint": self.keypoints}
+        self._means = [
+            keras.metrics.Mean(name=loss)
+            for loss in ("loss", *rcnn_training.LOSSES)
+            if branches.get(loss, True)
+        ]
+        self.configure_training(**(training or {}))
 
     @property
     def size_divisor(self) -> int:
@@ -54,8 +70,132 @@ class MaskRCNN(keras.Model):
         names = {layer.name for layer in self.layers}
         return {part: self.get_layer(part) for part in PARTS if part in names}
 
+    # -- training ----------------------------------------------------------------------------------------------
+
+    @property
+    def training_options(self) -> TrainingOptions:
+        """Numbers of samples, thresholds, weights of losses: see `rcnn_training.TrainingOptions`."""
+        return training_options(self.arguments, **self._training)
+
+    def configure_training(self, **changes: Any) -> None:
+        """Sets the given `training_options`, and the others to the defaults of the model's convention. ValueError: an
+        unknown option, or a value outside its range."""
+        training_options(self.arguments, **changes)
+        self._training = {key: [*v] if isinstance(v, tuple) else v for key, v in changes.items()}
+
+    def freeze(self, stages: int) -> None:
+        """Trains all but the first stages of the backbone: 1 is the stem, 2 the stem and res2 (what published models
+        freeze), 5 all of it; 0 trains everything. Parts may be frozen besides: `parts[name].trainable = False`.
+
+        ValueError: another number.
+        """
+        if stages not in range(6):
+            raise ValueError(f"freeze: stages must be 0 to 5, got {stages!r}")
+        frozen = ("stem", "res2", "res3", "res4", "res5")[:stages]
+        for part in (self.parts["backbone"], self.parts.get("res5")):
+            for layer in part.layers if part else ():
+                layer.trainable = layer.name.partition("_")[0] not in frozen
+
+    def compute_losses(
+        self,
+        batch: dict[str, tf.Tensor],
+        training: bool = False,
+        *,
+        anchors: AnchorSamples | None = None,
+        regions: RegionSamples | None = None,
+        seed: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """The losses of a batch, whose form `rcnn_training` describes: {"loss": their sum, "loss_rpn_class": …}, scalars
+        float32, each times its weight.
+
+        Args:
+            batch: images and their objects; none is an ordinary case.
+            training: whether batch normalisation uses the batch's statistics, and each call draws other samples; if
+                False, calls draw the same samples, so that losses of a validation can be compared.
+            anchors, regions: samples to take instead of drawn ones.
+            seed: int [2], of the samples to draw; None: of the model's own generator, whose state is one of the
+                model's variables and thus kept by a checkpoint.
+
+        Raises:
+            ValueError, InvalidArgumentError: for what `rcnn_training.prepare` and `rcnn_layers.NormalizePixels` refuse.
+        """
+        options = self.training_options
+        batch = rcnn_training.prepare(self, batch)
+        if seed is None:
+            seed = self._next_seed() if training else [0, 0]
+        seed = tf.cast(seed, tf.int32)
+        pixels = self.get_layer("normalize")(batch["image"], batch["size"])
+        maps = tf.nest.flatten(self.parts["backbone"](pixels, training=training))
+        if self.structure == "fpn":
+            maps = self.parts["fpn"](maps, training=training)
+        pooled_from = maps[:4] if self.structure == "fpn" else maps
+        selection = self.get_layer("proposals")
+        # proposals are data: no gradient goes through them
+        logits, deltas = rcnn_training.rpn_outputs(self, [tf.stop_gradient(level) for level in maps])
+        all_anchors = tf.concat(selection.anchors(logits), 0)
+        if anchors is None:
+            anchors = rcnn_training.sample_anchors(all_anchors, batch, options, seed)
+        if regions is None:
+            logits, deltas = ([tf.stop_gradient(level) for level in levels] for levels in (logits, deltas))
+            boxes, count = selection.select(
+                logits, deltas, batch["size"], options.pre_nms_proposals, options.proposals
+            )
+            regions = rcnn_training.sample_regions(boxes, count, batch, self.classes, options, seed + 1)
+        found = rcnn_training.rpn_losses(self, maps, all_anchors, anchors, options)
+        found |= rcnn_training.region_losses(self, pooled_from, batch, regions, options, training)
+        found = {name: loss * options.loss_weights.get(name, 1.0) for name, loss in found.items()}
+        return {"loss": tf.add_n([*found.values()]), **found}
+
+    def optimize(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One step of the compiled optimizer on a batch; returns the losses before the step, as `compute_losses`.
+
+        Under a distribution strategy, one replica's part of it: gradients are the mean over replicas.
+        """
+        variables = self.trainable_variables
+        with tf.GradientTape() as tape:
+            terms = self.compute_losses(batch, training=True)
+            loss = terms["loss"] + self._decay(variables)
+            loss = self.optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+        gradients = tape.gradient(loss, variables)
+        # a part may see nothing of a batch, such as the keypoint head without keypoints
+        pairs = [(tf.zeros_like(v) if g is None else g, v) for g, v in zip(gradients, variables, strict=True)]
+        self.optimizer.apply_gradients(pairs)
+        return terms
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        """The running means of the losses, which Keras resets at each epoch."""
+        return [*self._means]
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return self._running_means(self.optimize(batch))
+
+    def test_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return self._running_means(self.compute_losses(batch))
+
+    def _running_means(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        for mean in self._means:
+            mean.update_state(terms[mean.name])
+        return {mean.name: mean.result() for mean in self._means}
+
+    def _next_seed(self) -> tf.Tensor:
+        """Another one at each call, and on each replica."""
+        seed = tf.bitcast(tf.cast(self._samples.next(), tf.uint32), tf.int32)
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context else 0
+        # a call uses the seed and the one after it
+        return seed * [1, 2] + tf.stack([replica, 0])
+
+    def _decay(self, variables: Sequence[keras.Variable]) -> tf.Tensor | float:
+        """What has the weight decay for its gradient. Kernels have more than one axis, all else has one."""
+        factor = self.training_options.weight_decay
+        if not factor:
+            return 0.0
+        return factor * tf.add_n([tf.nn.l2_loss(v.value) for v in variables if len(v.shape) > 1])
+
     def get_config(self) -> dict:
-        return {**self.arguments, "name": self.name}
+        changed = {"training": dict(self._training)} if self._training else {}
+        return {**self.arguments, **changed, "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict, custom_objects: dict | None = None) -> MaskRCNN:

@@ -128,14 +128,25 @@ class SelectProposals(_Configured):
         self, logits: Sequence[tf.Tensor], deltas: Sequence[tf.Tensor], size: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """logits, deltas: [B, H_l, W_l, A] and [B, H_l, W_l, 4A] a level. Returns boxes [B, P, 4], count int32 [B]."""
+        return self.select(logits, deltas, size, self.pre_nms, self.post_nms)
+
+    def select(
+        self,
+        logits: Sequence[tf.Tensor],
+        deltas: Sequence[tf.Tensor],
+        size: tf.Tensor,
+        pre_nms: int,
+        post_nms: int,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`call` with other numbers of boxes, as in training."""
         batch = tf.shape(size)[0]
         boxes, _, count = select_proposals(
             [tf.reshape(level, [batch, -1]) for level in logits],
             [tf.reshape(level, [batch, -1, 4]) for level in deltas],
             self.anchors(logits),
             tf.cast(size, tf.float32),
-            pre_nms=self.pre_nms,
-            post_nms=self.post_nms,
+            pre_nms=pre_nms,
+            post_nms=post_nms,
             nms_threshold=self.nms_threshold,
             min_size=self.min_size,
         )

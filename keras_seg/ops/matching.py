@@ -1,6 +1,7 @@
 """Which ground truth an anchor or a proposal stands for, and which of them a loss looks at.
 
-`match` works under XLA; `sample_labels` does not, since the number of samples is data.
+`match` and `sample_labels` are of one image; `match_boxes` and `sample_batch` are the same for a padded batch, within
+bounded memory. `match` works under XLA; `sample_labels` does not, since the number of samples is data.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from keras_seg.ops.boxes import area
+
 IGNORE, NEGATIVE, POSITIVE = -1, 0, 1
+PAIRS_AT_ONCE = 2**22  # overlaps of truths with candidates: 16 MiB an array
 
 
 def match(
@@ -30,19 +34,13 @@ def match(
     Raises:
         ValueError: not one label more than thresholds, or thresholds that do not rise.
     """
-    if len(labels) != len(thresholds) + 1 or list(thresholds) != sorted(set(thresholds)):
-        raise ValueError(
-            "match: needs rising thresholds and one label more than thresholds, got "
-            f"{[*thresholds]} and {[*labels]}"
-        )
+    _check_thresholds("match", thresholds, labels)
     candidates = tf.shape(iou)[1]
 
     def with_truth() -> tuple[tf.Tensor, tf.Tensor]:
         best = tf.reduce_max(iou, 0)
         matches = tf.argmax(iou, 0, output_type=tf.int32)
-        # how many thresholds each overlap has reached says which label it gets
-        reached = tf.add_n([tf.cast(best >= threshold, tf.int32) for threshold in thresholds])
-        result = tf.gather(tf.constant(labels, tf.int32), reached)
+        result = _label(best, thresholds, labels)
         if allow_low_quality:
             own_best = tf.reduce_max(iou, 1, keepdims=True)
             wanted = tf.reduce_any((iou == own_best) & (own_best > 0), 0)
@@ -53,6 +51,60 @@ def match(
         return tf.zeros([candidates], tf.int32), tf.fill([candidates], labels[0])
 
     return tf.cond(tf.shape(iou)[0] > 0, with_truth, without)
+
+
+def match_boxes(
+    boxes: tf.Tensor,
+    valid: tf.Tensor,
+    candidates: tf.Tensor,
+    thresholds: Sequence[float],
+    labels: Sequence[int],
+    allow_low_quality: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`match` of each image of a batch by `ops.boxes.pairwise_iou`, truth by truth instead of all overlaps at once.
+
+    boxes: float32 [B, G, 4]; valid: bool [B, G], those that are there; candidates: float32 [A, 4], the same for all
+    images, or [B, A, 4]. The other arguments are those of `match`.
+
+    Returns matches int32 [B, A] and labels int32 [B, A]. Memory: some arrays of `PAIRS_AT_ONCE`, or of B * A if that is
+    more. Not under XLA.
+    """
+    _check_thresholds("match_boxes", thresholds, labels)
+    batch, truths = tf.shape(boxes)[0], tf.shape(boxes)[1]
+    if candidates.shape.rank == 2:
+        candidates = candidates[None]
+    number = tf.shape(candidates)[1]
+    at_once = tf.maximum(PAIRS_AT_ONCE // tf.maximum(batch * number, 1), 1)
+    # coordinates apart, so that the innermost axis is the long one
+    x1, y1, x2, y2 = (side[:, None] for side in tf.unstack(candidates, axis=-1))
+    candidate_area = area(candidates)[:, None]
+
+    def step(
+        start: tf.Tensor, best: tf.Tensor, matches: tf.Tensor, wanted: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        some = boxes[:, start : start + at_once]
+        left, top, right, bottom = (side[:, :, None] for side in tf.unstack(some, axis=-1))
+        across = tf.maximum(tf.minimum(x2, right) - tf.maximum(x1, left), 0)
+        common = across * tf.maximum(tf.minimum(y2, bottom) - tf.maximum(y1, top), 0)
+        union = area(some)[:, :, None] + candidate_area - common
+        iou = tf.where(common > 0, common / tf.where(common > 0, union, 1), 0)
+        iou = tf.where(valid[:, start : start + at_once, None], iou, -1)
+        here = tf.reduce_max(iou, 1)
+        better = here > best  # of equal ones the first stays
+        found = start + tf.argmax(iou, 1, output_type=tf.int32)
+        if allow_low_quality:
+            own_best = tf.reduce_max(iou, 2, keepdims=True)
+            wanted |= tf.reduce_any((iou == own_best) & (own_best > 0), 1)
+        return start + at_once, tf.where(better, here, best), tf.where(better, found, matches), wanted
+
+    shape = [batch, number]
+    state = (tf.constant(0), tf.fill(shape, -1.0), tf.zeros(shape, tf.int32), tf.zeros(shape, tf.bool))
+    shapes = (tf.TensorShape([]), *[tf.TensorShape([boxes.shape[0], None])] * 3)
+    _, best, matches, wanted = tf.while_loop(
+        lambda start, *_: start < truths, step, state, shapes, parallel_iterations=1
+    )
+    result = _label(best, thresholds, labels)
+    return matches, tf.where(wanted, POSITIVE, result) if allow_low_quality else result
 
 
 def sample_labels(
@@ -83,3 +135,47 @@ def sample_labels(
     negative = tf.cast(tf.where(labels == NEGATIVE)[:, 0], tf.int32)
     positives = tf.minimum(tf.size(positive), int(count * positive_fraction))
     return choose(positive, positives, 0), choose(negative, count - positives, 1)
+
+
+def sample_batch(
+    labels: tf.Tensor, count: int, positive_fraction: float, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """A random choice of candidates in each image of a batch, of fixed size.
+
+    labels: int32 [B, A], 1 positive, 0 negative, others not eligible. count, positive_fraction: as in `sample_labels`.
+    seed: int [2]; the same gives the same choice.
+
+    Returns indices int32 [B, count] into the A candidates, the positives first; and their labels int32 [B, count], -1
+    where too few are eligible.
+    """
+    batch, number = tf.shape(labels)[0], tf.shape(labels)[1]
+    noise = tf.random.stateless_uniform(tf.shape(labels), seed)
+
+    def choose(eligible: tf.Tensor, most: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Places [B, most], and how many of the first are meant: [B, 1]."""
+        taken = tf.minimum(most, number)
+        _, places = tf.math.top_k(tf.where(eligible, noise, -1), taken)
+        there = tf.reduce_sum(tf.cast(eligible, tf.int32), 1, keepdims=True)
+        return tf.pad(places, [[0, 0], [0, most - taken]]), tf.minimum(there, most)
+
+    positive, positives = choose(labels == POSITIVE, int(count * positive_fraction))
+    negative, negatives = choose(labels == NEGATIVE, count)
+    slot = tf.tile(tf.range(count)[None], [batch, 1])
+    is_positive, is_there = slot < positives, slot < positives + negatives
+    positive = tf.pad(positive, [[0, 0], [0, count - int(count * positive_fraction)]])
+    after = tf.gather(negative, tf.maximum(slot - positives, 0), batch_dims=1)
+    indices = tf.where(is_positive, positive, tf.where(is_there, after, 0))
+    return indices, tf.where(is_positive, POSITIVE, tf.where(is_there, NEGATIVE, IGNORE))
+
+
+def _label(best: tf.Tensor, thresholds: Sequence[float], labels: Sequence[int]) -> tf.Tensor:
+    """int32, of the best overlaps: how many thresholds one has reached says which label it gets."""
+    reached = tf.add_n([tf.cast(best >= threshold, tf.int32) for threshold in thresholds])
+    return tf.gather(tf.constant(labels, tf.int32), reached)
+
+
+def _check_thresholds(name: str, thresholds: Sequence[float], labels: Sequence[int]) -> None:
+    if len(labels) != len(thresholds) + 1 or list(thresholds) != sorted(set(thresholds)):
+        raise ValueError(
+            f"{name}: needs rising thresholds and one label more than thresholds, got {[*thresholds]} and {[*labels]}"
+        )
