@@ -96,6 +96,7 @@ class MaskRCNN(keras.Model):
             for layer in part.layers if part else ():
                 layer.trainable = layer.name.partition("_")[0] not in frozen
 
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes longer than tracing
     def compute_losses(
         self,
         batch: dict[str, tf.Tensor],
@@ -166,6 +167,12 @@ class MaskRCNN(keras.Model):
     def metrics(self) -> list[keras.Metric]:
         """The running means of the losses, which Keras resets at each epoch."""
         return [*self._means]
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Keras's. Builds the optimizer before: a graph that makes variables is traced twice."""
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.trainable_variables)
+        super().make_train_function(force)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return self._running_means(self.optimize(batch))

@@ -104,7 +104,11 @@ def polygon_targets(
 
     def draw(points, lengths, owners, boxes, images, objects) -> np.ndarray:
         found: dict[tuple[int, int], list[np.ndarray]] = {}
-        wanted = {(image, entry) for image, entry in zip(images.tolist(), objects.tolist(), strict=True) if entry >= 0}
+        wanted = {
+            (image, entry)
+            for image, entry in zip(images.tolist(), objects.tolist(), strict=True)
+            if entry >= 0
+        }
         for image in {image for image, _ in wanted}:
             ends = np.cumsum(lengths[image])
             for end, count, owner in zip(ends, lengths[image], owners[image], strict=True):
