@@ -22,9 +22,11 @@ from keras_seg.metrics.iou import mean_iou
 from keras_seg.models import UNet
 from keras_seg.recipe import Recipe, load_recipe
 from keras_seg.segment import instances, segment
-from keras_seg.training import loop
+from keras_seg.training import loop, normalization
 from keras_seg.training.schedule import WarmupThenDecay
 from keras_seg.weights.files import load_weights
+
+STATISTICS_TILES = 160  # that batch normalisation's statistics of averaged weights are taken from
 
 
 def train(
@@ -70,7 +72,9 @@ def train(
 
     def finished() -> UNet:
         result.set_weights(model.get_weights())
-        model.optimizer.finalize_variable_values(result.trainable_variables)  # nothing without an average
+        if recipe.training.optimizer.average:
+            model.optimizer.finalize_variable_values(result.trainable_variables)
+            _reestimate_normalization(result, recipe, training)
         return result
 
     def batches(start: int):
@@ -178,6 +182,28 @@ def _loss(model: UNet, recipe: Recipe, samples: list[Sample]) -> float:
         samples, tile=tile, output_tile=model.output_size(tile), augment=False, repeat=False, batch_size=1
     )
     return float(np.mean([float(model.compute_losses(batch)["loss"]) for batch in batches]))
+
+
+def _reestimate_normalization(model: UNet, recipe: Recipe, samples: list[Sample]) -> None:
+    """Gives averaged weights their own statistics, from tiles as they are cut of images, turned and mirrored."""
+    if recipe.model.normalization != "batch":
+        return
+    undropped = zoo.load(recipe, weights=None, dropout=0.0)
+    undropped.set_weights(model.get_weights())
+    turned = Augmentation(elastic_sigma=0.0, rotation="right_angles", brightness=0.0, contrast=0.0)
+    tile, size = recipe.data.tile, recipe.data.batch_size
+    tiles = tile_dataset(
+        samples,
+        tile=tile,
+        output_tile=model.output_size(tile),
+        batch_size=size,
+        augment=turned,
+        seed=recipe.training.seed,
+    )
+    normalization.reestimate(
+        undropped, (batch["image"] for batch in tiles.take(STATISTICS_TILES // size + 1))
+    )
+    model.set_weights(undropped.get_weights())
 
 
 @contextmanager
