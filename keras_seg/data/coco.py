@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from keras_seg.data.annotated_image import AnnotatedImage
 from keras_seg.data.coco_index import DROPPED, CocoIndex, Problem, read_index
 from keras_seg.data.detection_geometry import DetectionAugmentation

@@ -27,7 +27,8 @@ __all__ = ["CocoIndex", "Problem", "read_index", "scan", "summarise"]
 SHOWN = 10  # problems in a message
 # COCO's keypoints name a pixel by its index, ours are continuous: the centre of pixel i is i + 0.5 (as Detectron2).
 PIXEL_CENTRE = 0.5
-MASKS_AT_ONCE = 20_000  # whose run lengths are checked together: some tens of MB
+CHARACTERS_AT_ONCE = 300_000  # of run lengths that are checked together: some tens of MB
+BOXES_AT_ONCE = 100_000
 OUT_BY = 1.0  # pixels by which a box must leave the image for its clipping to be reported
 ERROR, DROPPED, NOTE = "error", "dropped", "note"
 
@@ -58,8 +59,8 @@ class CocoIndex:
     image_ids: int64 [I]. sizes: int32 [I, 2], height, width.
     starts: int64 [I + 1], rows: int32 [O]: the objects of image i are rows[starts[i]:starts[i + 1]] of the arrays below.
     ids: int64, boxes: float64 [·, 4] x1, y1, x2, y2, classes: int32, crowd: bool; keypoints: float32 [·, K, 3] as
-    in the file. Polygons: object r has polygons polygon_splits[r] … of which p has numbers point_splits[p] … of `points`,
-    float64, x, y, x, y, …. Run lengths: object r has characters run_splits[r] … of `runs`, uint8.
+    in the file. Polygons: object r has polygons polygon_splits[r] … of which p has numbers point_splits[p] … of
+    `decimals`, x, y, x, y, …, float64, or int32 hundredths where that loses nothing. Run lengths: object r has characters run_splits[r] … of `runs`, uint8.
     """
 
     path: str
@@ -76,7 +77,7 @@ class CocoIndex:
     boxes: np.ndarray
     classes: np.ndarray
     crowd: np.ndarray
-    points: np.ndarray
+    decimals: np.ndarray
     point_splits: np.ndarray
     polygon_splits: np.ndarray
     runs: np.ndarray
@@ -121,7 +122,8 @@ class CocoIndex:
         rows = self.objects(i)
         polygons = [np.arange(self.polygon_splits[r], self.polygon_splits[r + 1]) for r in rows]
         flat = np.concatenate(polygons) if polygons else np.zeros(0, np.int64)
-        points = [self.points[self.point_splits[p] : self.point_splits[p + 1]] for p in flat]
+        points = [self.decimals[self.point_splits[p] : self.point_splits[p + 1]] for p in flat]
+        xy = np.concatenate(points).reshape(-1, 2) if points else np.zeros((0, 2))
         runs = [self.runs[self.run_splits[r] : self.run_splits[r + 1]] for r in rows]
         keypoints = self.keypoints[rows].astype(np.float64)
         keypoints[..., :2] += PIXEL_CENTRE
@@ -134,7 +136,7 @@ class CocoIndex:
             classes=self.classes[rows],
             crowd=self.crowd[rows],
             ids=self.ids[rows],
-            polygon_points=np.concatenate(points).reshape(-1, 2) if points else np.zeros((0, 2)),
+            polygon_points=xy / 100 if xy.dtype == np.int32 else xy,
             polygon_lengths=np.array([len(p) // 2 for p in points], np.int64),
             polygon_objects=np.repeat(np.arange(len(rows)), [len(p) for p in polygons]),
             run_lengths=np.concatenate(runs) if runs else np.zeros(0, np.uint8),
@@ -277,6 +279,32 @@ class _Categories:
                 self.keypoints[number] = tuple(keypoints)
 
 
+class _Decimals:
+    """float64 numbers that are kept as whole hundredths, int32, as long as nothing is lost: COCO's have two decimals,
+    and their nearest float64 is what hundredths / 100 gives."""
+
+    AT_ONCE = 2**16
+
+    def __init__(self) -> None:
+        self.fresh, self.kept, self.typecode = array("d"), array("i"), "i"
+
+    def __len__(self) -> int:
+        return len(self.kept) + len(self.fresh)
+
+    def settle(self) -> np.ndarray:
+        """All so far, int32 hundredths or float64."""
+        if len(self.fresh):
+            values, self.fresh = _array(self.fresh, np.float64), array("d")
+            if self.typecode == "i":
+                hundredths = np.rint(values * 100)
+                if (hundredths / 100 == values).all() and (np.abs(hundredths) < 2**31).all():  # not so of NaN
+                    self.kept.frombytes(hundredths.astype(np.int32).view(np.uint8))
+                    return _array(self.kept, np.int32)
+                self.typecode, self.kept = "d", array("d", (_array(self.kept, np.int32) / 100).tobytes())
+            self.kept.frombytes(values.view(np.uint8))
+        return _array(self.kept, np.dtype(self.typecode))
+
+
 class _Objects:
     """Annotations as they come; a field's type is checked by the array that takes it."""
 
@@ -284,7 +312,7 @@ class _Objects:
         self.problems = problems
         self.ids, self.images, self.categories = array("q"), array("q"), array("q")
         self.crowd, self.boxes = array("b"), array("d")
-        self.points, self.point_splits, self.polygon_splits = array("d"), array("q", [0]), array("q", [0])
+        self.points, self.point_splits, self.polygon_splits = _Decimals(), array("q", [0]), array("q", [0])
         self.runs, self.run_splits, self.run_sizes = bytearray(), array("q", [0]), array("q")
         self.keypoints, self.keypoint_splits = array("f"), array("q", [0])
 
@@ -293,8 +321,11 @@ class _Objects:
             self.problems += [Problem(ERROR, "annotations", _identity(annotation, place), *w) for w in wrong]
 
     def _add(self, annotation: dict) -> list[tuple[str, str]]:
+        if len(self.points.fresh) > _Decimals.AT_ONCE:
+            self.points.settle()
+        points, settled = self.points.fresh, len(self.points.kept)
         columns = (
-            self.ids, self.images, self.categories, self.crowd, self.boxes, self.points, self.point_splits,
+            self.ids, self.images, self.categories, self.crowd, self.boxes, points, self.point_splits,
             self.polygon_splits, self.runs, self.run_splits, self.run_sizes, self.keypoints, self.keypoint_splits,
         )  # fmt: skip
         lengths = None
@@ -312,8 +343,8 @@ class _Objects:
             if shape:
                 if type(shape) is list:
                     for polygon in shape:
-                        self.points.fromlist(polygon)
-                        self.point_splits.append(len(self.points))
+                        points.fromlist(polygon)
+                        self.point_splits.append(settled + len(points))
                 else:
                     self._add_runs(shape)
             if keypoints:
@@ -445,7 +476,7 @@ def _index(
     if any(p.kind == ERROR for p in problems):
         return None
 
-    boxes, dropped = _clip(boxes, sizes[image], min_box_side, ids, problems)
+    boxes, dropped = _clip(boxes, image, sizes, min_box_side, ids, problems)
     empty = (area == 0) & ~dropped
     problems += [
         Problem(DROPPED, "annotations", i, "segmentation", "the mask has no pixel")
@@ -469,7 +500,7 @@ def _index(
         boxes=boxes,
         classes=classes.astype(np.int32),
         crowd=crowd == 1,
-        points=_array(objects.points, np.float64),
+        decimals=objects.points.settle(),
         point_splits=_array(objects.point_splits, np.int64),
         polygon_splits=_array(objects.polygon_splits, np.int64),
         runs=np.frombuffer(objects.runs, np.uint8),
@@ -509,11 +540,10 @@ def _check_polygons(objects: _Objects, error: Callable) -> None:
     odd = lengths % 2 == 1
     rows(odd, lambda p: f"has {lengths[p]} numbers; x, y, … come in pairs")
     rows(~odd & (lengths < 6), lambda p: f"has {lengths[p] // 2} points; 3 are the least")
-    points = _array(objects.points, np.float64)
-    finite = np.isfinite(points)
-    if not finite.all():
+    points = objects.points.settle()
+    if points.dtype == np.float64 and not np.isfinite(points).all():
         bad = np.zeros(len(lengths), bool)
-        bad[np.unique(np.searchsorted(splits, np.flatnonzero(~finite), "right") - 1)] = True
+        bad[np.unique(np.searchsorted(splits, np.flatnonzero(~np.isfinite(points)), "right") - 1)] = True
         rows(bad, lambda p: "has coordinates that are NaN or infinite")
 
 
@@ -532,16 +562,20 @@ def _check_runs(
         height, width = sizes[image[r]].tolist()
         text = f"run lengths of size {size[0]}x{size[1]} (height x width) in an image of {height}x{width}"
         error(np.array([r]), "segmentation", text)
-    same, own = rows[~other], own[~other]
-    for first in range(0, len(same), MASKS_AT_ONCE):
-        part = same[first : first + MASKS_AT_ONCE]
+    same, own = rows[~other], own[~other].prod(axis=1)
+    total = np.cumsum(splits[same + 1] - splits[same])
+    first = 0
+    while first < len(same):
+        before = total[first - 1] if first else 0
+        stop = max(first + 1, int(np.searchsorted(total, before + CHARACTERS_AT_ONCE)))
+        part = same[first:stop]
         # the strings lie one after the other but for those of another size
         pieces = [characters[splits[r] : splits[r + 1]] for r in part.tolist()]
         lengths = np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
-        pixels = own[first : first + MASKS_AT_ONCE].prod(axis=1)
-        area[part], wrong = run_lengths.problems(np.concatenate(pieces), lengths, pixels)
+        area[part], wrong = run_lengths.problems(np.concatenate(pieces), lengths, own[first:stop])
         for k, message in wrong:
             error(part[k : k + 1], "segmentation", message)
+        first = stop
     return area
 
 
@@ -582,6 +616,26 @@ def _keypoints(objects: _Objects, number: int, error: Callable) -> np.ndarray:
 
 
 def _clip(
+    boxes: np.ndarray,
+    image: np.ndarray,
+    sizes: np.ndarray,
+    min_box_side: float,
+    ids: np.ndarray,
+    problems: list[Problem],
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's boxes as x1, y1, x2, y2 within their images, float64 [O, 4], and which of them are of no use, bool [O].
+
+    image: int [O], of each box its row in `sizes`.
+    """
+    clipped, useless = np.empty_like(boxes), np.zeros(len(boxes), bool)
+    for first in range(0, len(boxes), BOXES_AT_ONCE):
+        part = slice(first, first + BOXES_AT_ONCE)
+        own = sizes[image[part]]
+        clipped[part], useless[part] = _clip_part(boxes[part], own, min_box_side, ids[part], problems)
+    return clipped, useless
+
+
+def _clip_part(
     boxes: np.ndarray, sizes: np.ndarray, min_box_side: float, ids: np.ndarray, problems: list[Problem]
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's boxes as x1, y1, x2, y2 within their images, and which of them are of no use."""

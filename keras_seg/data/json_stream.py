@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["sections"]
 
-CHUNK = 2**22  # bytes read at once
+CHUNK = 2**20  # bytes read at once
 # An element that ends beyond the text read so far is read again with more. An error that lies this many characters
 # before the end of the text is a real one (no element but run lengths is nearly so long).
 LONGEST_ELEMENT = 2**25
