@@ -46,7 +46,8 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_the_wheel_holds_the_code_the_zoo_and_the_licence_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    code = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "keras_seg").rglob("*.py")}
+    kinds = ("*.py", "native/*.h", "native/*.cc", "native/*.cu")
+    code = {str(path.relative_to(CHECKOUT)) for kind in kinds for path in (CHECKOUT / "keras_seg").rglob(kind)}
     recipes = CHECKOUT / "zoo"
     zoo = {f"keras_seg/_zoo/{path.relative_to(recipes)}" for path in recipes.rglob("*") if path.is_file()}
     metadata = {name for name in names if ".dist-info/" in name}

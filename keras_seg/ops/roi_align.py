@@ -6,21 +6,42 @@ N boxes, h x w bins of a box, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import tensorflow as tf
 
 from keras_seg.ops import roi_pool as pooling
 from keras_seg.ops import roi_sampling as sampling
+from keras_seg.ops.native import library, operation
 from keras_seg.ops.roi_pool import roi_pool
 
-__all__ = ["assign_levels", "multilevel_roi_align", "roi_align", "roi_pool", "roi_warp"]
+__all__ = ["assign_levels", "multilevel_roi_align", "portable", "roi_align", "roi_pool", "roi_warp"]
 
-IMPLEMENTATIONS = ("auto", "crop_and_resize", "gather")
+IMPLEMENTATIONS = ("auto", "crop_and_resize", "custom", "gather")
 POOLS = ("average", "max")
 OPERATIONS = ("align", "pool", "warp")
+MOST_SAMPLES = 4096  # a bin and axis, of the compiled operation
 # Windows of pixels are rounded up to multiples of this, so that many RoIs share a size.
 WINDOW = 4
+
+
+_portable: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Inside, TensorFlow's own operations take the compiled one's place, in layers that ask for it too.
+
+    For graphs that run where keras_seg is not, such as a SavedModel's: trace them inside. "gather" stays "gather".
+    Holds for the present thread.
+    """
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 def roi_align(
@@ -47,11 +68,13 @@ def roi_align(
         aligned: False: without the shift by half a pixel, and a box is at least one feature pixel wide and high
             (torchvision's models).
         pool: "average", or "max" (Table 2c of the paper).
-        implementation: "crop_and_resize": `tf.image.crop_and_resize`; "gather": reads pixels and multiplies matrices,
-            with built-in TensorFlow Lite operators alone where the sampling ratio is fixed; "auto": the faster one,
-            "crop_and_resize", by half on a processor.
+        implementation: "custom": the compiled operation (docs/native_op.md), which is built on first use where no
+            wheel brought it; "crop_and_resize": `tf.image.crop_and_resize`; "gather": reads pixels and multiplies
+            matrices, with built-in TensorFlow Lite operators alone where the sampling ratio is fixed; "auto":
+            "custom", or "gather" under XLA, or, where the compiled operation cannot be had, "crop_and_resize" with one
+            warning that says why. `portable` and the environment variable KERAS_SEG_NATIVE=off rule "custom" out.
 
-    Samples up to one feature pixel outside the map count as on its border, those beyond as 0. Both implementations do
+    Samples up to one feature pixel outside the map count as on its border, those beyond as 0. All implementations do
     so for boxes of any size, and agree to the rounding of coordinates.
 
     Returns: [N, h, w, C] of the features' dtype, computed in float32. A box without extent has no sample where the
@@ -59,17 +82,21 @@ def roi_align(
     is fixed. A box with a NaN or an infinity gives 0. The gradient goes to the features alone, and does not depend on
     the implementation: that of `tf.image.crop_and_resize` is not used (its threads lose sums on a processor).
 
-    Works in graph mode with dynamic sizes; under XLA with "gather", a fixed ratio and static shapes. Memory: about
-    100 MB beside inputs and result, more only if a single box needs it.
+    Works in graph mode with dynamic sizes; under XLA with "gather", a fixed ratio and static shapes. Memory beside
+    inputs and result: some MB with "custom", else about 100 MB, more only if a single box needs it.
 
     Raises:
-        ValueError: for wrong ranks, an unknown number of channels, a bad output size, scale, ratio or name.
-        NotImplementedError: for implementation="custom".
+        ValueError: for wrong ranks, an unknown number of channels, a bad output size, scale, ratio or name;
+            implementation="custom" under XLA, or with more than 4096 samples.
+        RuntimeError: implementation="custom" cannot be had, or KERAS_SEG_NATIVE is "require" and it cannot; says why.
+        tf.errors.InvalidArgumentError: a box's image does not exist.
     """
     size = sampling.check("roi_align", [features], boxes, box_indices, output_size)
     scale = sampling.check_scale("roi_align", spatial_scale)
     implementation = _check("roi_align", sampling_ratio, pool, implementation)
     boxes, box_indices = sampling.as_boxes(boxes, box_indices)
+    if implementation == "custom":
+        return _compiled([features], boxes, box_indices, None, size, [scale], sampling_ratio, aligned, pool)
     place = _extent(boxes * scale, aligned)
     result = _align([features], None, place, box_indices, size, sampling_ratio, pool, implementation)
     return tf.cast(result, features.dtype)
@@ -94,6 +121,9 @@ def roi_warp(
     scale = sampling.check_scale("roi_warp", spatial_scale)
     implementation = _check("roi_warp", sampling_ratio, pool, implementation)
     boxes, box_indices = sampling.as_boxes(boxes, box_indices)
+    if implementation == "custom":
+        whole = _warped_boxes(boxes * scale)
+        return _compiled([features], whole, box_indices, None, size, [1.0], sampling_ratio, True, pool)
     place = _warped(boxes * scale)
     result = _align([features], None, place, box_indices, size, sampling_ratio, pool, implementation)
     return tf.cast(result, features.dtype)
@@ -151,7 +181,7 @@ def multilevel_roi_align(
     size = sampling.check(name, features, boxes, box_indices, output_size)
     if operation not in OPERATIONS:
         raise ValueError(f"{name}: operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")
-    implementation = _check(name, sampling_ratio, pool, implementation)
+    implementation = _check(name, sampling_ratio, pool, implementation, used=operation != "pool")
     min_level = round(math.log2(strides[0])) if strides and strides[0] >= 1 else 0
     if list(strides) != [2 ** (min_level + k) for k in range(len(features))]:
         raise ValueError(
@@ -160,7 +190,15 @@ def multilevel_roi_align(
         )
     boxes, box_indices = sampling.as_boxes(boxes, box_indices)
     levels = assign_levels(boxes, min_level, min_level + len(features) - 1) - min_level
-    scaled = boxes * tf.gather(tf.constant([1 / stride for stride in strides], tf.float32), levels)[:, None]
+    scales = [1 / stride for stride in strides]
+    if implementation == "custom" and operation == "align":
+        return _compiled(features, boxes, box_indices, levels, size, scales, sampling_ratio, aligned, pool)
+    scaled = boxes * tf.gather(tf.constant(scales, tf.float32), levels)[:, None]
+    if implementation == "custom" and operation == "warp":
+        ones = [1.0] * len(scales)
+        return _compiled(
+            features, _warped_boxes(scaled), box_indices, levels, size, ones, sampling_ratio, True, pool
+        )
     if operation == "pool":
         result = pooling.pool_levels(features, levels, scaled, box_indices, size)
     else:
@@ -169,13 +207,8 @@ def multilevel_roi_align(
     return tf.cast(result, features[0].dtype)
 
 
-def _check(name: str, sampling_ratio: int, pool: str, implementation: str) -> str:
-    """The implementation to use."""
-    if implementation == "custom":
-        raise NotImplementedError(
-            f'{name}: implementation="custom" needs the compiled operation, which is not part of this version of '
-            'keras_seg; use "auto"'
-        )
+def _check(name: str, sampling_ratio: int, pool: str, implementation: str, used: bool = True) -> str:
+    """The implementation to use; where it is not `used`, the compiled one is not looked for."""
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"{name}: implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}"
@@ -187,7 +220,52 @@ def _check(name: str, sampling_ratio: int, pool: str, implementation: str) -> st
             f"{name}: sampling_ratio must be a whole number of samples, or 0 for as many as a bin has pixels, "
             f"got {sampling_ratio!r}"
         )
-    return "crop_and_resize" if implementation == "auto" else implementation
+    if implementation in ("crop_and_resize", "gather") or not used:
+        return implementation
+    return _choose(name, sampling_ratio, required=implementation == "custom")
+
+
+def _choose(name: str, sampling_ratio: int, required: bool) -> str:
+    """What "custom" (required) or "auto" stands for, here and now."""
+    if _portable.get():
+        return "crop_and_resize"
+    if _under_xla():
+        if required:
+            raise ValueError(
+                f'{name}: implementation="custom" does not work under XLA (jit_compile=True); use "auto" or "gather"'
+            )
+        return "gather"
+    if sampling_ratio > MOST_SAMPLES:
+        if required:
+            raise ValueError(
+                f'{name}: implementation="custom" takes at most {MOST_SAMPLES} samples, got sampling_ratio='
+                f"{sampling_ratio}"
+            )
+        return "crop_and_resize"
+    if required:
+        try:
+            library.get()
+        except library.Unavailable as error:
+            raise RuntimeError(
+                f'{name}: implementation="custom" cannot be had: {error}. Use "auto" to do without; `keras-seg doctor` '
+                "tells more"
+            ) from error
+        return "custom"
+    return "custom" if library.usable() else "crop_and_resize"
+
+
+def _under_xla() -> bool:
+    """Whether a function is being traced that XLA will compile."""
+    from tensorflow.python.ops import control_flow_util
+
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph()
+    )
+
+
+def _compiled(features: Sequence[tf.Tensor], boxes: tf.Tensor, *arguments: object) -> tf.Tensor:
+    """`native.operation.roi_align`, which gives [N, h, w, C] of the features' dtype."""
+    return operation.roi_align([tf.convert_to_tensor(level) for level in features], boxes, *arguments)
 
 
 def _extent(boxes: tf.Tensor, aligned: bool) -> tuple[tf.Tensor, tf.Tensor]:
@@ -203,6 +281,12 @@ def _warped(boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """As `_extent`, of the pixels that RoIPool rounds boxes to."""
     first, extent = pooling.quantise(boxes)
     return first - 0.5, extent
+
+
+def _warped_boxes(boxes: tf.Tensor) -> tf.Tensor:
+    """The whole pixels of `_warped` as boxes [N, 4] whose extent, taken as aligned, is the same."""
+    first, extent = pooling.quantise(boxes)
+    return tf.concat([first[:, ::-1], (first + extent)[:, ::-1]], 1)
 
 
 @sampling.as_graph
