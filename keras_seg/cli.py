@@ -188,6 +188,15 @@ def export(
     print(f"{path}: SavedModel of {name}")
 
 
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Say what keras_seg runs on here: versions, devices, cache folder, and which RoIAlign and why."""
+    from keras_seg.doctor import examine, report
+
+    found = examine()
+    print(json.dumps(found, indent=1) if as_json else report(found))
+
+
 def main() -> None:
     """Runs the command; an error that a user can mend is one line, and the exit status 2."""
     from keras_seg.weights import DownloadFailed

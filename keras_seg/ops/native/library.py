@@ -73,18 +73,13 @@ def get() -> Library:
 def usable() -> bool:
     """Whether there is a library with kernels for the devices in use; the first time not, a warning says why.
 
-    RuntimeError where KERAS_SEG_NATIVE is "require" and there is none.
+    Raises Unavailable, with the reason, where KERAS_SEG_NATIVE is "require" and there is none.
     """
     global _warned
     if setting() == "off":
         return False
     try:
-        found = get()
-        reason = (
-            None
-            if found.cuda or not _gpus()
-            else f"{found.path} has no CUDA kernels" + (f" ({found.note})" if found.note else "")
-        )
+        reason = missing(get())
     except Unavailable as error:
         reason = str(error)
     if reason is None:
@@ -100,6 +95,13 @@ def usable() -> bool:
             stacklevel=2,
         )
     return False
+
+
+def missing(found: Library) -> str | None:
+    """What the devices in use need and a library has not."""
+    if found.cuda or not _gpus():
+        return None
+    return f"{found.path} has no CUDA kernels" + (f" ({found.note})" if found.note else "")
 
 
 def prebuilt_folder() -> Path:
