@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ import typer
 import yaml
 
 import keras_seg
+from keras_seg import evaluate
+from keras_seg.metrics import coco, coco_data
 from keras_seg.recipe import HIGHER_IS_BETTER
 
 if TYPE_CHECKING:
     from keras_seg.instances import Instances
+    from keras_seg.metrics.coco import Score
+    from keras_seg.recipe import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,37 +149,87 @@ def import_weights(
 
 
 @app.command("evaluate")
-def evaluate_model(name: Name, data: DataFolder, weights: WeightsFile = "pretrained") -> None:
-    """Score a model on its recipe's validation data and compare with what the recipe expects.
+def evaluate_model(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A name of the zoo, a recipe's YAML file, or a detector's COCO results, .json.",
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            help="U-Net: folder with the files that the recipe's data block names. Detector: COCO annotations, .json.",
+        ),
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Detector: folder of the images; that of the annotations if left out.")
+    ] = None,
+    weights: WeightsFile = "pretrained",
+    iou_type: Annotated[
+        list[str] | None,
+        typer.Option(help="Detector: bbox, segm or keypoints; repeatable. Else all that there are."),
+    ] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Detector: best so many of an image count; else the recipe's if over 100, or 100 (keypoints: 20).",
+        ),
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Detector: see each image mirrored as well.")] = False,
+    scales: Annotated[
+        str | None, typer.Option(metavar="SIDES", help="Detector: shorter sides to see it at, as in 640,800.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Detector: images to compute at once.")] = 1,
+    results: Annotated[
+        Path | None, typer.Option(help="Detector: write what was found, as .json of COCO results.")
+    ] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(help="Detector: draw precision over recall; -bbox etc. is added to the name."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a model, and compare with what its recipe expects.
 
-    The exit status is 1 if the figure is worse than the recipe expects by more than its tolerance.
+    A U-Net on its recipe's validation data, a detector on COCO annotations. The exit status is 1 if the figure is worse than
+    the recipe expects by more than its tolerance.
     """
-    from keras_seg.metrics.isbi import METRICS
-    from keras_seg.training.recipes import evaluate, read_samples
+    recipe = None if name.endswith(".json") or Path(name).is_dir() else keras_seg.zoo.show(name)
+    if recipe is not None and recipe.model.builder == "unet":
+        figures = _evaluate_unet(recipe, data, weights)
+        shown = json.dumps(figures) if as_json else "\n".join(f"{k:<20} {v:.6g}" for k, v in figures.items())
+        print(shown)
+    else:
+        if data.is_dir():
+            raise ValueError(f"--data {data}: a detector is scored on COCO annotations, a .json file")
+        annotations, _ = coco_data.load(data, "annotations")
+        for kind in iou_type or ["bbox"]:  # before anything takes time
+            coco_data.read_annotations(annotations, kind)
+        if name.endswith(".json"):
+            found, _ = coco_data.load(name, "results")
+        else:
+            found = _detect_all(
+                recipe or Path(name), annotations, images or data.parent, weights,
+                max_detections=max_detections, flip=flip, scales=scales, batch_size=batch_size,
+            )  # fmt: skip
+        if results is not None:
+            results.write_text(json.dumps(found))
+        if max_detections is None and recipe is not None:
+            max_detections = _recipes_detections(recipe)
+        scores = evaluate.score(found, annotations, iou_type, max_detections=max_detections)
+        if curves is not None:
+            from keras_seg.metrics.coco_picture import precision_recall_picture
 
-    recipe = keras_seg.zoo.show(name)
-    model = keras_seg.zoo.load(recipe, weights)
-    _, samples = read_samples(recipe, data)
-    if not samples:
-        raise ValueError(f"{recipe.name}: its data block names nothing to validate with")
-    figures = evaluate(model, recipe, samples, rotations=recipe.model.rotations, metrics=METRICS)
-    for metric, value in figures.items():
-        print(f"{metric:<20} {value:.6g}")
-    if recipe.expect is None:
-        return
-    expected = recipe.expect
-    if expected.metric not in figures:
-        raise ValueError(
-            f"{recipe.name} expects {expected.metric}, which its data do not give: {', '.join(figures)}"
-        )
-    worse_by = figures[expected.metric] - expected.value
-    if expected.metric in HIGHER_IS_BETTER:
-        worse_by = -worse_by
-    met = worse_by <= expected.tolerance
-    verdict = "met" if met else "NOT met"
-    print(f"expected {expected.metric} {expected.value:g} ± {expected.tolerance:g}: {verdict}")
-    if not met:
-        raise typer.Exit(1)
+            for kind, score in scores.items():
+                precision_recall_picture(curves.with_stem(f"{curves.stem}-{kind}"), score)
+        _print_scores(scores, as_json)
+        figures = {f"{kind}_{k}": v for kind, score in scores.items() for k, v in score.figures.items()}
+    if recipe is not None and recipe.expect is not None:
+        _check_expected(recipe, figures, quiet=as_json)
 
 
 @app.command()
@@ -206,6 +261,93 @@ def main() -> None:
     except (ValueError, OSError, ArithmeticError, DownloadFailed) as error:
         print(f"keras-seg: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def _evaluate_unet(recipe: Recipe, data: Path, weights: str) -> dict[str, float]:
+    from keras_seg.metrics.isbi import METRICS
+    from keras_seg.training import recipes
+
+    model = keras_seg.zoo.load(recipe, weights)
+    _, samples = recipes.read_samples(recipe, data)
+    if not samples:
+        raise ValueError(f"{recipe.name}: its data block names nothing to validate with")
+    return recipes.evaluate(model, recipe, samples, rotations=recipe.model.rotations, metrics=METRICS)
+
+
+def _detect_all(
+    model: Recipe | Path,
+    annotations: dict[str, Any],
+    images: Path,
+    weights: str,
+    *,
+    max_detections: int | None,
+    flip: bool,
+    scales: str | None,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """COCO results of a recipe's detector, or of an exported one in a folder."""
+    if isinstance(model, Path):
+        if flip or scales:
+            raise ValueError(f"{model}: --flip and --scales need a model of the zoo or a recipe")
+        load = getattr(keras_seg.export, "load_detector", None)
+        if load is None:
+            raise ValueError(f"{model}: is a folder; give a model of the zoo, a recipe or COCO results")
+        most = max_detections or max(coco.MAX_DETECTIONS.values())
+        find = functools.partial(load(model), score_threshold=0.0, max_detections=most)
+    else:
+        most = max_detections or model.model.detections
+        # a detector gives no more than its field `detections`
+        more = {"detections": most} if most > model.model.detections else {}
+        network = keras_seg.zoo.load(model, weights, **more)
+        options = {"max_detections": most, "flip": flip, "short_sides": _parse_sides(scales)}
+        find = evaluate.finder(network, **options)
+    truth = coco_data.read_annotations(annotations, "bbox")
+    return [
+        result
+        for image_id, instances in evaluate.detections(find, annotations, images, batch_size=batch_size)
+        for result in coco_data.to_results(image_id, instances, truth)
+    ]
+
+
+def _recipes_detections(recipe: Recipe) -> int | None:
+    """How many detections an image a recipe is made for, if more than COCO counts; else None, for COCO's."""
+    most = recipe.model.detections
+    return most if most > max(coco.MAX_DETECTIONS.values()) else None
+
+
+def _parse_sides(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(side) for side in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--scales {text}: must be shorter sides in pixels, as in 640,800") from None
+
+
+def _print_scores(scores: dict[str, Score], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({kind: {**s.figures, "per_class": s.per_class} for kind, s in scores.items()}))
+    for score in scores.values():
+        for note in score.notes:
+            print(f"keras-seg: {score.iou_type}: {note}", file=sys.stderr)
+        if not as_json:
+            print(score.table(), end="\n\n")
+
+
+def _check_expected(recipe: Recipe, figures: dict[str, float], *, quiet: bool) -> None:
+    """Ends with status 1 if the figure that the recipe expects is not met."""
+    expected = recipe.expect
+    if expected.metric not in figures:
+        raise ValueError(
+            f"{recipe.name} expects {expected.metric}, which its data do not give: {', '.join(figures)}"
+        )
+    worse_by = figures[expected.metric] - expected.value
+    if expected.metric in HIGHER_IS_BETTER:
+        worse_by = -worse_by
+    met = worse_by <= expected.tolerance
+    if not quiet:
+        verdict = "met" if met else "NOT met"
+        print(f"expected {expected.metric} {expected.value:g} ± {expected.tolerance:g}: {verdict}")
+    if not met:
+        raise typer.Exit(1)
 
 
 def _parse_changes(changes: list[str]) -> dict[str, Any]:

@@ -127,9 +127,9 @@ def score(
         ValueError: an unknown option; annotations or results that are malformed, or do not belong together
             (`metrics.coco_data`), naming the file and the object.
     """
-    _check_options(iou_type, max_detections, backend)
-    max_detections = MAX_DETECTIONS[iou_type] if max_detections is None else int(max_detections)
+    _check_options(max_detections, backend)
     truth = coco_data.read_annotations(annotations, iou_type)
+    max_detections = MAX_DETECTIONS[iou_type] if max_detections is None else int(max_detections)
     found = coco_data.read_results(results, truth, iou_type, category_ids)
     chosen = _chosen_images(image_ids, truth)
     sigmas = _sigmas(sigmas, truth, found) if iou_type == "keypoints" else None
@@ -225,11 +225,7 @@ def _figures(precision: np.ndarray, recall: np.ndarray, labels: Mapping[str, tup
     return figures
 
 
-def _check_options(iou_type: str, max_detections: int | None, backend: str) -> None:
-    if iou_type not in IOU_TYPES:
-        raise ValueError(
-            f"metrics.coco: iou_type must be one of {', '.join(map(repr, IOU_TYPES))}, got {iou_type!r}"
-        )
+def _check_options(max_detections: int | None, backend: str) -> None:
     if max_detections is not None and max_detections not in range(1, 2**31):
         raise ValueError(f"metrics.coco: max_detections must be a positive integer, got {max_detections!r}")
     if backend not in BACKENDS:

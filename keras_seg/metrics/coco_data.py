@@ -19,7 +19,16 @@ import numpy as np
 from keras_seg.instances import Instances
 from keras_seg.ops.rle import run_lengths
 
-__all__ = ["IOU_TYPES", "Truth", "class_categories", "read_annotations", "read_results"]
+__all__ = [
+    "IOU_TYPES",
+    "Truth",
+    "class_categories",
+    "kinds",
+    "load",
+    "read_annotations",
+    "read_results",
+    "to_results",
+]
 
 IOU_TYPES = ("bbox", "segm", "keypoints")
 # what a result of each kind must have
@@ -51,7 +60,9 @@ def read_annotations(source: str | Path | Mapping[str, Any], iou_type: str) -> T
     Raises FileNotFoundError; TypeError; ValueError, naming the file and the object's id: no JSON, absent or malformed fields, an
     id that occurs twice, an image or a category that is not there, run lengths of another size than the image's.
     """
-    data, name = _load(source, "annotations")
+    if iou_type not in IOU_TYPES:
+        raise ValueError(f"iou_type must be one of {', '.join(map(repr, IOU_TYPES))}, got {iou_type!r}")
+    data, name = load(source, "annotations")
     if not isinstance(data, Mapping):
         raise ValueError(  # noqa: TRY004 -- a file's content
             f"{name}: annotations are an object with images, annotations and categories; {_kind(data)}"
@@ -96,7 +107,7 @@ def read_results(
     Raises FileNotFoundError; ValueError, naming the file and the result's place in it: no JSON, results of another kind
     than `iou_type`, an image or a category that the annotations do not have, numbers that are not finite.
     """
-    data, name = _load(source, "results")
+    data, name = load(source, "results")
     if isinstance(data, Mapping):
         raise ValueError(f"{name}: results are a list of detections; {_kind(data)}")  # noqa: TRY004
     results: list[dict[str, Any]] = []
@@ -115,7 +126,7 @@ def read_results(
         if image_id in seen:
             raise ValueError(f"{where}: occurs twice; give all its Instances at once")
         seen.add(image_id)
-        for one in _coco(image_id, instances, truth, category_ids, where):
+        for one in to_results(image_id, instances, truth, category_ids, where):
             results.append(_result(one, truth, iou_type, where))
     return results
 
@@ -142,10 +153,18 @@ def class_categories(class_names: Sequence[str] | None, categories: Mapping[int,
     return found
 
 
-def _coco(
-    image_id: Any, instances: Instances, truth: Truth, category_ids: Sequence[int | None] | None, where: str
+def to_results(
+    image_id: Any,
+    instances: Instances,
+    truth: Truth,
+    category_ids: Sequence[int | None] | None = None,
+    where: str = "results",
 ) -> list[dict[str, Any]]:
-    """The Instances of an image as COCO results, without the classes that have no category."""
+    """The Instances of an image as COCO results, without the classes that have no category.
+
+    category_ids: of each class; None: `class_categories`. where: what messages begin with. ValueError: an image that
+    the annotations do not have or say to be of another size; a class without an entry.
+    """
     if image_id not in truth.images:
         raise ValueError(f"{where}: {_not_there(image_id, 'image', truth.images)}")
     size = tuple(truth.images[image_id].get(side) for side in ("height", "width"))
@@ -165,8 +184,18 @@ def _coco(
     return kept.to_coco(image_id, [-1 if k is None else k for k in category_ids])
 
 
-def _load(source: Any, what: str) -> tuple[Any, str]:
-    """(what a JSON file holds, or the source itself; its name in messages)."""
+def kinds(results: Sequence[Mapping[str, Any]], annotations: Mapping[str, Any]) -> list[str]:
+    """Which of IOU_TYPES the first result has and the annotations have too."""
+    if not results or not isinstance(results[0], Mapping):
+        return []
+    objects = [a for a in annotations.get("annotations", ()) if isinstance(a, Mapping)]
+    return [
+        kind for kind, field in FIELDS.items() if results[0].get(field) and any(a.get(field) for a in objects)
+    ]
+
+
+def load(source: Any, what: str) -> tuple[Any, str]:
+    """(what a JSON file holds, or the source itself; its name in messages). FileNotFoundError; ValueError: no JSON."""
     if not isinstance(source, (str, Path)):
         if not isinstance(source, Iterable):
             raise TypeError(f"{what}: takes a path or what a JSON file holds; {_kind(source)}")
