@@ -29,6 +29,9 @@ demo: install
 bench-unet: install
 	$(BIN)/python benchmarks/unet.py
 
+bench-masks: install
+	$(BIN)/python benchmarks/masks.py
+
 bench-maskrcnn: install
 	$(BIN)/python benchmarks/maskrcnn.py
 
