@@ -150,13 +150,12 @@ def open_source(
     if masks is None:
         masks = source.bitmaps or source.polygons
     if masks:
-        single = index.rows[~index.crowd[index.rows]]
-        bare = single[~(index.has_runs(single) | index.has_polygons(single))]
-        if len(bare):
-            ids = ", ".join(map(str, index.ids[bare[:SHOWN]].tolist())) + (", …" if len(bare) > SHOWN else "")
+        bare = index.ids[index.objects_without_masks()].tolist()
+        if bare:
+            ids = ", ".join(map(str, bare[:SHOWN])) + (", …" if len(bare) > SHOWN else "")
             raise ValueError(
-                f"{index.path}: {len(bare)} of {len(single)} annotations have no segmentation (ids {ids}): mend them, or "
-                "train boxes only with masks=False"
+                f"{index.path}: {len(bare)} of {len(index.rows)} annotations have no segmentation (ids {ids}): mend them, "
+                "or train boxes only with masks=False"
             )
     return source
 

@@ -117,6 +117,11 @@ class CocoIndex:
         single = np.concatenate([[0], np.cumsum(~self.crowd[self.rows])])
         return single[self.starts[1:]] > single[self.starts[:-1]]
 
+    def objects_without_masks(self) -> np.ndarray:
+        """int32 [n]: the rows of objects, no crowds, that have neither polygons nor run lengths."""
+        single = self.rows[~self.crowd[self.rows]]
+        return single[~(self.has_runs(single) | self.has_polygons(single))]
+
     def annotated(self, i: int, folder: Path) -> AnnotatedImage:
         """Image i, whose file lies in `folder`."""
         rows = self.objects(i)
@@ -158,7 +163,7 @@ def read_index(
 
     Raises FileNotFoundError, or ValueError naming the file and, of each error, the entry's id and field.
     """
-    index, problems = scan(annotations, min_box_side=min_box_side, on_bytes=on_bytes)
+    index, problems, _ = scan(annotations, min_box_side=min_box_side, on_bytes=on_bytes)
     errors = [p for p in problems if p.kind == ERROR]
     if errors:
         name = "the annotations" if isinstance(annotations, Mapping) else annotations
@@ -183,8 +188,9 @@ def scan(
     *,
     min_box_side: float = 1.0,
     on_bytes: Callable[[int], None] | None = None,
-) -> tuple[CocoIndex | None, list[Problem]]:
-    """As `read_index`, but every problem is in the list, and the index is None if there is an error among them."""
+) -> tuple[CocoIndex | None, list[Problem], dict[str, int]]:
+    """As `read_index`, but every problem is in the list, and the index is None if there is an error among them. Third:
+    how many "images", "annotations" and "categories" the file lists."""
     problems: list[Problem] = []
     if isinstance(annotations, Mapping):
         path, entries = "annotations", _entries(annotations)
@@ -192,23 +198,25 @@ def scan(
         path, entries = str(annotations), sections(annotations, on_bytes)
     images, objects, categories = _Images(problems), _Objects(problems), _Categories(problems)
     readers = {"images": images.add, "annotations": objects.add, "categories": categories.add}
-    found = set()
+    found: dict[str, int] = {}
     for key, place, value in entries:
         if key not in readers:
             continue
         if place is None:
             raise ValueError(f"{path}: {key}: must be a list, not {_short(value)}")
         if place < 0:
-            found.add(key)
-        elif isinstance(value, dict):
+            found[key] = 0
+            continue
+        found[key] += 1
+        if isinstance(value, dict):
             readers[key](value, place)
         else:
             problems.append(
-                Problem(ERROR, key, f"number {place}", "entry", f"an object, not {_short(value)}")
+                Problem(ERROR, key, f"number {place} of the list", "entry", f"an object, not {_short(value)}")
             )
     if missing := [key for key in readers if key not in found]:
         raise ValueError(f"{path}: has no {', no '.join(missing)}: not COCO annotations")
-    return _index(path, images, objects, categories, problems, min_box_side), problems
+    return _index(path, images, objects, categories, problems, min_box_side), problems, found
 
 
 def _entries(annotations: Mapping[str, Any]) -> Iterator[tuple[str, int | None, Any]]:
