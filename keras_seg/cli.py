@@ -1,4 +1,4 @@
-"""The command `keras-seg`: list, show, train, segment, evaluate, import-weights, export."""
+"""The command `keras-seg`: list, show, train, segment, evaluate, convert, check-data, import-weights, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 import yaml
 
 import keras_seg
-from keras_seg import evaluate
+from keras_seg import data_commands, evaluate
 from keras_seg.metrics import coco, coco_data
 from keras_seg.recipe import HIGHER_IS_BETTER
 
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Segment images with Keras.",
 )
+data_commands.add_to(app)
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="A name of the zoo, or a recipe's YAML file.")]
 DataFolder = Annotated[

@@ -78,7 +78,7 @@ def run(monkeypatch, capsys):
 def test_help_names_the_commands(run):
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("list", "show", "train", "segment", "evaluate", "import-weights", "export"):
+    for command in ("list", "show", "train", "segment", "evaluate", "convert", "check-data", "import-weights", "export"):
         assert command in out
 
 
