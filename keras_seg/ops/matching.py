@@ -138,18 +138,21 @@ def sample_labels(
 
 
 def sample_batch(
-    labels: tf.Tensor, count: int, positive_fraction: float, seed: tf.Tensor
+    labels: tf.Tensor, count: int, positive_fraction: float, seed: tf.Tensor, *, first: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """A random choice of candidates in each image of a batch, of fixed size.
 
     labels: int32 [B, A], 1 positive, 0 negative, others not eligible. count, positive_fraction: as in `sample_labels`.
-    seed: int [2]; the same gives the same choice.
+    seed: int [2]; the same gives the same choice. first: the first ones instead of random ones.
 
     Returns indices int32 [B, count] into the A candidates, the positives first; and their labels int32 [B, count], -1
     where too few are eligible.
     """
     batch, number = tf.shape(labels)[0], tf.shape(labels)[1]
-    noise = tf.random.stateless_uniform(tf.shape(labels), seed)
+    if first:
+        noise = tf.tile(1 - tf.range(number)[None] / number, [batch, 1])
+    else:
+        noise = tf.random.stateless_uniform(tf.shape(labels), seed, dtype=tf.float64)
 
     def choose(eligible: tf.Tensor, most: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Places [B, most], and how many of the first are meant: [B, 1]."""

@@ -155,5 +155,5 @@ def compare_gradients(shared, config, model, gradients, golden) -> None:
         flat[order.ravel()] = gradient.ravel()
         samples = flat[:: max(1, size // 8)][:8]
         np.testing.assert_allclose(
-            samples, golden["grad.samples"][place][: len(samples)], atol=2e-3 * largest, err_msg=name
+            samples, golden["grad.samples"][place][: len(samples)], atol=5e-3 * largest, err_msg=name
         )
