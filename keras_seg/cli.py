@@ -266,13 +266,13 @@ def main() -> None:
 
 def _evaluate_unet(recipe: Recipe, data: Path, weights: str) -> dict[str, float]:
     from keras_seg.metrics.isbi import METRICS
-    from keras_seg.training import recipes
+    from keras_seg.training import unets
 
     model = keras_seg.zoo.load(recipe, weights)
-    _, samples = recipes.read_samples(recipe, data)
+    _, samples = unets.read_samples(recipe, data)
     if not samples:
         raise ValueError(f"{recipe.name}: its data block names nothing to validate with")
-    return recipes.evaluate(model, recipe, samples, rotations=recipe.model.rotations, metrics=METRICS)
+    return unets.evaluate(model, recipe, samples, rotations=recipe.model.rotations, metrics=METRICS)
 
 
 def _detect_all(

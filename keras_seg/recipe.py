@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -37,11 +37,21 @@ Metric = Literal[
     "v_info",
     "seg",
     "mean_iou",
+    "box_AP",
+    "box_AP50",
+    "box_AP75",
+    "mask_AP",
+    "mask_AP50",
+    "mask_AP75",
+    "keypoint_AP",
+    "keypoint_AP50",
+    "keypoint_AP75",
 ]
 MAX_SHOWN = 12  # entries of a list that a card shows
-HIGHER_IS_BETTER = ("v_rand", "v_info", "seg", "mean_iou")
+# All others are errors.
+HIGHER_IS_BETTER = ("v_rand", "v_info", "seg", "mean_iou", *(m for m in get_args(Metric) if "_AP" in m))
 # What chooses a member of the unions below: the name of a builder, of a reader, of an optimizer.
-_TAGS = ("unet", "mask_rcnn", "isbi", "cell_tracking", "folder", "sgd", "adam")
+_TAGS = ("unet", "mask_rcnn", "isbi", "cell_tracking", "folder", "coco", "sgd", "adam")
 
 
 def _parse_slices(value: Any) -> list[int]:
@@ -150,32 +160,79 @@ class FolderData(_Tiles):
         return self
 
 
+class DetectionAugmentation(Block):
+    """Fields of `keras_seg.data.detection_geometry.DetectionAugmentation`, which explains them."""
+
+    flip: Share = 0.5
+    turns: bool = False
+    zoom: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    large_scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = None
+    crop: PositiveInt | None = None
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    gamma: NonNegativeFloat = 0.0
+
+
+class CocoData(Block):
+    """COCO annotations and folders of images, inside the data folder; the other fields are arguments of
+    `keras_seg.data.coco`. `short_side`: one number, or the ends of a range."""
+
+    reader: Literal["coco"]
+    annotations: str
+    images: str
+    validation_annotations: str | None = None
+    validation_images: str | None = None
+    batch_size: PositiveInt = 2
+    short_side: PositiveInt | tuple[PositiveInt, PositiveInt] | None = 800
+    max_side: PositiveInt | None = None
+    keep_empty: bool = False
+    value_range: tuple[float, float] | None = None
+    augmentation: DetectionAugmentation = DetectionAugmentation()
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> CocoData:
+        if (self.validation_annotations is None) != (self.validation_images is None):
+            raise ValueError("validation_annotations and validation_images go together")
+        return self
+
+
 class _Optimizer(Block):
-    """average: momentum of the weights' exponential moving average, which is then what is judged and kept; 0: none."""
+    """average: momentum of the weights' exponential moving average, which is then what is judged and kept; 0: none.
+    clip_norm: the largest norm of all gradients together; 0: they are not clipped. accumulate: batches whose gradients
+    make one update."""
 
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat = 0.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: NonNegativeFloat = 0.0
+    accumulate: PositiveInt = 1
 
 
 class Sgd(_Optimizer):
-    """Stochastic gradient descent; the momentum is the U-Net paper's (Section 3)."""
+    """Stochastic gradient descent; the momentum is the U-Net paper's (Section 3). A detector's weight decay is of kernels
+    alone, and part of the gradient, as in the reference."""
 
     name: Literal["sgd"]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
 class Adam(_Optimizer):
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay, for detectors of kernels alone."""
 
     name: Literal["adam"]
 
 
 class Schedule(Block):
-    """Linear warm-up over `warmup_steps`; it falls to zero over the last `decay_fraction` of the steps."""
+    """Linear warm-up over `warmup_steps`; it falls to zero over the last `decay_fraction` of the steps. At each of
+    `drop_steps` the rate is divided by ten (He et al. 2017, Section 3.1). `reference_batch`: images a batch that the
+    learning rate is meant for; with other batches, on all devices together, it changes in proportion (Goyal et al. 2017,
+    "Accurate, large minibatch SGD", Section 2.1)."""
 
     warmup_steps: NonNegativeInt = 0
     decay_fraction: Share = 0.0
+    drop_steps: tuple[PositiveInt, ...] = ()
+    reference_batch: PositiveInt | None = None
 
 
 class Select(Block):
@@ -187,10 +244,14 @@ class Select(Block):
 
 class Training(Block):
     """The schedule of a run; `evaluate_every` and `checkpoint_every` are in steps. `precision`: "mixed_bfloat16" computes
-    the layers in bfloat16 where the machine is faster so; weights, losses and evaluations stay float32."""
+    the layers in bfloat16 where the machine is faster so, "mixed_float16" those of a GPU in float16; weights, losses and
+    evaluations stay float32. Of detectors: `freeze`, the first stages of the backbone that are not trained, and `detector`,
+    fields of `keras_seg.models.rcnn_training.TrainingOptions`."""
 
     steps: PositiveInt
-    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    freeze: Annotated[int, Field(ge=0, le=5)] = 0
+    detector: dict[str, Any] = Field(default_factory=dict)
     optimizer: Annotated[Sgd | Adam, Field(discriminator="name")]
     schedule: Schedule = Schedule()
     seed: NonNegativeInt = 0
@@ -239,7 +300,9 @@ class Recipe(Block):
     summary: str
     note: str = ""
     model: Annotated[UNetModel | MaskRCNNModel, Field(discriminator="builder")]
-    data: Annotated[IsbiData | CellTrackingData | FolderData, Field(discriminator="reader")] | None = None
+    data: (
+        Annotated[IsbiData | CellTrackingData | FolderData | CocoData, Field(discriminator="reader")] | None
+    ) = None
     training: Training | None = None
     weights: Weights | None = None
     published: Published | None = None
@@ -253,6 +316,10 @@ class Recipe(Block):
         absent = [name for name in ("data", "training") if getattr(self, name) is None]
         if absent and (self.model.builder == "unet" or len(absent) == 1):
             raise ValueError(f"{' and '.join(absent)}: missing")
+        if self.data and (self.data.reader == "coco") != (self.model.builder == "mask_rcnn"):
+            raise ValueError(
+                f"data.reader: {self.data.reader!r} is not for the builder {self.model.builder!r}"
+            )
         if self.weights and self.published:
             raise ValueError(
                 "weights and published: a recipe has weights of its own or published ones, not both"

@@ -154,7 +154,10 @@ WRONG = {
     "model.dropout": (1.0, "got 1.0; input should be less than 1"),
     "model.rotations": (9, "got 9; input should be less than or equal to 8"),
     "model.base_channels": (True, "got True; a yes/no value is not allowed here"),
-    "data.reader": ("isbl", "got 'isbl'; allowed: 'isbi', 'cell_tracking', 'folder'; did you mean \"isbi\"?"),
+    "data.reader": (
+        "isbl",
+        "got 'isbl'; allowed: 'isbi', 'cell_tracking', 'folder', 'coco'; did you mean \"isbi\"?",
+    ),
     "data.tile": ("big", "got 'big'; input should be a valid integer"),
     "data.train_slices": ("0-x", "got '0-x'; must be slice numbers"),
     "data.validation_slices": ("5-4", "got '5-4'; must be slice numbers"),
@@ -198,7 +201,7 @@ CONTRADICTIONS = {
     'model: activation "softmax" needs at least 2 classes': {"model.classes": 1},
     "data: train_slices and validation_slices share [2, 3]": {"data.validation_slices": "2-5"},
     "training: schedule.warmup_steps is 11, more than steps, 10": {"training.schedule.warmup_steps": 11},
-    "training.optimizer.momentum: unknown field (fields here: learning_rate, weight_decay, average, name)": {
+    "training.optimizer.momentum: unknown field (fields here: learning_rate, weight_decay, average, clip_norm, accumulate, name)": {
         "training.optimizer": {"name": "adam", "learning_rate": 0.01, "momentum": 0.9}
     },
     "data: train_sequences and validation_sequences share ['01']": {

@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_seg.models import UNet
 from keras_seg.training import checkpoint, curves
-from keras_seg.weights.files import save_weights
+from keras_seg.training.board import Board
+from keras_seg.weights.files import replacing, save_weights
 
 CHECKPOINT, BEST, LAST = "checkpoint.npz", "best.weights.h5", "last.weights.h5"
-HISTORY, CURVES = "history.csv", "curves.png"
+HISTORY, CURVES, BOARD = "history.csv", "curves.png", "tensorboard"
 LOG_EVERY = 50  # steps between two records of the training loss
 
 
@@ -24,28 +25,29 @@ class NonFiniteLoss(ArithmeticError):
 
 
 def run(
-    model: UNet,
+    model: keras.Model,
     batches: Callable[[int], tf.data.Dataset],
     output: str | Path,
     *,
     steps: int,
-    finished: Callable[[], UNet] | None = None,
-    evaluate: Callable[[UNet], dict[str, float]] | None = None,
+    finished: Callable[[], keras.Model] | None = None,
+    evaluate: Callable[[keras.Model], dict[str, float]] | None = None,
     evaluate_every: int = 500,
     checkpoint_every: int = 250,
     select: tuple[str, str] = ("val_loss", "min"),
     resume: bool = False,
-    sample_names: Sequence[str] = (),
+    sources: Callable[[dict[str, tf.Tensor]], Sequence[str]] | None = None,
+    pictures: Callable[[keras.Model], dict[str, np.ndarray]] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, float]]:
     """Trains a compiled model for `steps` steps and returns the history.
 
     Writes into the folder `output`: checkpoint.npz (everything that a resumed run needs), history.csv, curves.png,
-    best.weights.h5 (by `select`, where there is an evaluation) and, at the end, last.weights.h5. Every file is
-    replaced only once its successor is complete.
+    best.weights.h5 (by `select`, where there is an evaluation), the folder tensorboard and, at the end, last.weights.h5.
+    Every file is replaced only once its successor is complete.
 
     Args:
-        model: compiled.
+        model: compiled, with `optimize(batch)`, which returns named losses with their sum "loss".
         batches: start -> the dataset from batch number `start` on; the same for the same number.
         output: folder of the run; made if missing.
         steps: number of steps of the whole run.
@@ -56,11 +58,12 @@ def run(
         select: (figure, "min" or "max") that chooses the best weights.
         resume: go on from the folder's checkpoint; without one, start afresh. A resumed run gives the losses of one
             that was never stopped.
-        sample_names: names of the images, for the message when a loss is not finite.
+        sources: batch -> the names of its images, for the message when a loss is not finite.
+        pictures: called where `evaluate` is; named pictures uint8 [H, W, 3] for TensorBoard.
         say: receives a line of progress now and then.
 
     Raises:
-        NonFiniteLoss: names step and images; the checkpoint before it remains.
+        NonFiniteLoss: names step and images; the batch is in a file beside the checkpoint, which is from before it.
         FileExistsError: `output` holds another run's checkpoint and resume is False.
     """
     output, finished = Path(output), finished or (lambda: model)
@@ -75,6 +78,7 @@ def run(
         history, best, start, recent = (state[key] for key in ("history", "best", "step", "recent"))
         say(f"resumed at step {start} of {steps}")
     output.mkdir(parents=True, exist_ok=True)
+    board = Board(output / BOARD)
 
     def save() -> None:
         checkpoint.save(path, model, {"step": step, "history": history, "best": best, "recent": recent})
@@ -82,29 +86,37 @@ def run(
         if history:
             curves.plot_history(output / CURVES, history, title=f"{model.name}: {output.name}")
 
-    optimize = tf.function(model.optimize)
+    def record(figures: dict[str, float]) -> None:
+        history.append({"step": step, **figures})
+        board.figures(step, figures)
+
+    # a second shape of batch makes a trace for all shapes
+    optimize = tf.function(model.optimize, reduce_retracing=True)
     began, began_at = time.monotonic(), start
     step = start
     for step, batch in enumerate(batches(start).take(max(0, steps - start)), start=start + 1):
         terms = {name: float(value) for name, value in optimize(batch).items()}
         if not all(map(math.isfinite, terms.values())):
-            raise NonFiniteLoss(_describe(step, terms, batch, sample_names, path))
-        recent.append(terms["loss"])
+            raise NonFiniteLoss(_describe(step, terms, batch, sources, path))
+        recent.append(terms)
         if step % LOG_EVERY == 0 or step == steps:
-            history.append({"step": step, "loss": float(np.mean(recent))})
+            means = {name: float(np.mean([one[name] for one in recent])) for name in terms}
+            record(means)
             speed = (step - began_at) / (time.monotonic() - began)
             left = (steps - step) / speed / 60
-            say(
-                f"step {step}/{steps}  loss {history[-1]['loss']:.4f}  {speed:.2f} steps/s  {left:.0f} min left"
-            )
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+            say(f"step {step}/{steps}  {shown}  {speed:.2f} steps/s  {left:.0f} min left")
             recent = []
         if evaluate and (step % evaluate_every == 0 or step == steps):
             now = finished()
             figures = {name: float(value) for name, value in evaluate(now).items()}
-            history.append({"step": step, **figures})
+            record(figures)
             best = _keep_best(now, output, figures, best, step, select, say)
+            if pictures:
+                board.pictures(step, pictures(now))
         if step % checkpoint_every == 0 or step == steps:
             save()
+    board.close()
     save_weights(finished(), output / LAST)
     return history
 
@@ -126,19 +138,25 @@ def _keep_best(
     return {"step": step, "value": figures[name], "metric": name}
 
 
-def _describe(step: int, terms: dict, batch: dict, sample_names: Sequence[str], path: Path) -> str:
+def _describe(
+    step: int,
+    terms: dict[str, float],
+    batch: dict[str, tf.Tensor],
+    sources: Callable[[dict[str, tf.Tensor]], Sequence[str]] | None,
+    path: Path,
+) -> str:
     wrong = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
-    images = batch["sample"].numpy().tolist() if "sample" in batch else []
-    names = (
-        ", ".join(sample_names[index] for index in images if index < len(sample_names)) or "unknown images"
-    )
+    names = ", ".join(sources(batch)) if sources else "unknown images"
+    arrays = {name: value.numpy() for name, value in batch.items()}
+    culprit = path.with_name(f"not_finite_at_step_{step}.npz")
+    with replacing(culprit) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays, **{f"terms/{name}": value for name, value in terms.items()})
     kept = (
         f"the last checkpoint, {path}, is from before" if path.exists() else "no checkpoint was written yet"
     )
-    finite = all(
-        bool(tf.reduce_all(tf.math.is_finite(batch[key]))) for key in ("image", "weight") if key in batch
-    )
+    numbers = [array for array in arrays.values() if array.dtype.kind == "f"]
+    finite = all(np.isfinite(array).all() for array in numbers)
     hint = (
         "lower the learning rate or lengthen the warm-up" if finite else "the batch itself holds such values"
     )
-    return f"{wrong} at step {step}, in the batch of tiles from {names}; {hint}. {kept}."
+    return f"{wrong} at step {step}, in the batch from {names}; {hint}. {culprit} has the batch and its losses; {kept}."

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 
-def reestimate(model: keras.Model, images: Iterable[tf.Tensor]) -> None:
-    """Sets the moving means and variances of a model's batch normalisations to their means over batches of images.
+def reestimate(model: keras.Model, inputs: Iterable[Any]) -> None:
+    """Sets the moving means and variances of a model's batch normalisations to their means over batches of its inputs.
 
     Averaged weights need it: no network that was trained had them, so that the statistics kept on the way are of other
     activations (Izmailov et al. 2018, "Averaging weights leads to wider optima", Section 3.2).
 
-    model: its drop-out layers must have rate 0. images: float32 [B, H, W, C] each, as the network will see them, not
+    model: its drop-out layers must have rate 0. inputs: what the model is called with, images as it will see them and not
     augmented beyond that. Nothing happens in a model without batch normalisation.
 
     Raises:
-        ValueError: no images.
+        ValueError: no inputs.
     """
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [*_normalizations(model)]
     if not norms:
         return
     momenta, sums, count = [norm.momentum for norm in norms], [[0.0, 0.0] for _ in norms], 0
     for norm in norms:
         norm.momentum = 0.0  # each batch leaves its own statistics
     try:
-        for batch in images:
+        for batch in inputs:
             model(batch, training=True)
             count += 1
             for norm, total in zip(norms, sums, strict=True):
@@ -42,3 +42,12 @@ def reestimate(model: keras.Model, images: Iterable[tf.Tensor]) -> None:
     for norm, (mean, variance) in zip(norms, sums, strict=True):
         norm.moving_mean.assign(mean / count)
         norm.moving_variance.assign(variance / count)
+
+
+def _normalizations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
+    """Those of the models within, too."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _normalizations(layer)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            yield layer

@@ -61,7 +61,7 @@ def test_a_run_learns_and_writes_its_files(tmp_path):
     losses = [record["loss"] for record in history]
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        loop.CHECKPOINT, loop.HISTORY, loop.CURVES, loop.LAST,
+        loop.CHECKPOINT, loop.HISTORY, loop.CURVES, loop.LAST, loop.BOARD,
     }  # fmt: skip
     assert "step 40/40" in lines[-1] and "steps/s" in lines[-1] and "min left" in lines[-1]
     with open(tmp_path / "run" / loop.HISTORY, newline="") as file:
@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):
 
         return batches(start).take(6 - start).concatenate(batches(6).map(poison))
 
-    message = r"loss = nan at step 7, in the batch of tiles from image \d, image \d"
+    message = r"loss = nan at step 7, in the batch from image \d, image \d"
     with pytest.raises(NonFiniteLoss, match=message) as caught:
         names = [sample.name for sample in samples()]
         loop.run(
@@ -132,11 +132,14 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path):
             tmp_path,
             steps=12,
             checkpoint_every=4,
-            sample_names=names,
+            sources=lambda batch: [names[k] for k in batch["sample"]],
             say=lambda line: None,
         )
     assert "the batch itself holds such values" in str(caught.value)
     assert "checkpoint.npz, is from before" in str(caught.value)
+    with np.load(tmp_path / "not_finite_at_step_7.npz") as kept:
+        assert np.isnan(kept["weight"]).all() and np.isnan(kept["terms/loss"])
+        assert kept["image"].shape == (2, 16, 16, 1)
     network = model()
     network.optimizer.build(network.trainable_variables)
     assert checkpoint.restore(tmp_path / loop.CHECKPOINT, network)["step"] == 4

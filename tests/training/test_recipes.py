@@ -9,7 +9,7 @@ from PIL import Image
 from keras_seg import zoo
 from keras_seg.recipe import load_recipe
 from keras_seg.training import loop, train
-from keras_seg.training.recipes import evaluate, read_samples
+from keras_seg.training.unets import evaluate, read_samples
 
 MODEL = {"builder": "unet", "depth": 1, "base_channels": 4, "padding": "same", "dropout": 0.0}
 AUGMENTATION = {"elastic_sigma": 1, "noise": 2}

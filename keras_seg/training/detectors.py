@@ -1,0 +1,135 @@
+"""Training and judging a detector as its recipe says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_seg import evaluate as evaluation
+from keras_seg import visualize
+from keras_seg.data.coco import CocoSource, open_source
+from keras_seg.data.detection_batches import detection_dataset
+from keras_seg.data.detection_geometry import DetectionAugmentation
+from keras_seg.metrics import coco
+from keras_seg.models import MaskRCNN
+from keras_seg.recipe import Recipe
+from keras_seg.training.plan import Plan
+
+PICTURES = 4  # images of the validation that are drawn
+KINDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+
+
+def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Plan:
+    """The batches and the judgement of a run; sets the model's training options and freezes its first stages.
+
+    data: the folder that the names in the recipe's `data:` block are relative to. shard: (number, how many) of this host.
+
+    Raises:
+        FileNotFoundError: annotations or images that are not there.
+        ValueError: malformed annotations, other classes or keypoints than the model's, an unknown training option.
+    """
+    block, training, root = recipe.data, recipe.training, Path(data)
+    decay = training.optimizer.weight_decay if training.optimizer.name == "sgd" else 0.0
+    model.configure_training(**{"weight_decay": decay, **training.detector})
+    model.freeze(training.freeze)
+    source = _source(model, block.annotations, block.images, root, keep_empty=block.keep_empty)
+    varied = DetectionAugmentation(**block.augmentation.model_dump())
+    plain = DetectionAugmentation(flip=varied.flip, turns=varied.turns, crop=varied.crop)
+    contents = f"{len(source.sizes)} images to train on"
+
+    def batches(augment: DetectionAugmentation, start: int = 0) -> tf.data.Dataset:
+        options = {"augment": augment, "start": start, "shard": shard, "short_side": block.short_side}
+        return _batches(model, recipe, source, seed=training.seed, batch_size=block.batch_size, **options)
+
+    evaluate = pictures = None
+    if block.validation_annotations:
+        annotations, images = root / block.validation_annotations, root / block.validation_images
+        judged_on = _source(
+            model, block.validation_annotations, block.validation_images, root, keep_empty=True
+        )
+        contents += f", {len(judged_on.sizes)} to validate"
+        files = [images / judged_on.index.file_name(k) for k in range(min(PICTURES, len(judged_on.sizes)))]
+
+        def evaluate(trained: MaskRCNN) -> dict[str, float]:
+            trained.configure_training(**{"weight_decay": decay, **training.detector})
+            return {
+                **validation_losses(trained, recipe, judged_on),
+                **score(trained, annotations, images, batch_size=block.batch_size),
+            }
+
+        def pictures(trained: MaskRCNN) -> dict[str, np.ndarray]:
+            found = [evaluation.finder(trained, max_detections=trained.detections)(file) for file in files]
+            drawn = [visualize.draw(f, i) for f, i in zip(files, found, strict=True)]
+            return {file.stem: np.asarray(picture) for file, picture in zip(files, drawn, strict=True)}
+
+    return Plan(
+        batches=lambda start: batches(varied, start),
+        plain_inputs=lambda: ({name: batch[name] for name in ("image", "size")} for batch in batches(plain)),
+        evaluate=evaluate,
+        sources=lambda batch: [f"image {k}" for k in np.asarray(batch["image_id"]).ravel().tolist()],
+        contents=contents,
+        pictures=pictures,
+    )
+
+
+def score(
+    model: MaskRCNN, annotations: str | Path, images: str | Path, *, batch_size: int = 1
+) -> dict[str, float]:
+    """Figures of a model on COCO annotations: "box_AP", "box_AP50", "box_AP75", and so for "mask" and "keypoint" if the
+    model has them; at as many detections an image as it gives (`metrics.coco.score`)."""
+    find = evaluation.finder(model, max_detections=model.detections)
+    found = list(evaluation.detections(find, annotations, images, batch_size=batch_size))
+    has = {"bbox": True, "segm": model.masks, "keypoints": bool(model.keypoints)}
+    figures = {}
+    for kind in (kind for kind, there in has.items() if there):
+        scored = coco.score(annotations, found, kind, max_detections=model.detections).figures
+        figures |= {f"{KINDS[kind]}_{name}": scored[name] for name in ("AP", "AP50", "AP75")}
+    return figures
+
+
+def validation_losses(model: MaskRCNN, recipe: Recipe, source: CocoSource) -> dict[str, float]:
+    """The mean of each loss over the images, not augmented, with samples that are the same each time: "val_loss",
+    "val_loss_mask", …"""
+    block = recipe.data
+    short_side = block.short_side if isinstance(block.short_side, int | None) else model.short_side
+    batches = _batches(
+        model, recipe, source, seed=0, batch_size=1, augment=False, short_side=short_side, repeat=False
+    )
+    compute = tf.function(model.compute_losses, input_signature=[batches.element_spec])
+    sums: dict[str, float] = defaultdict(float)
+    count = 0
+    for batch in batches:
+        count += 1
+        for name, value in compute(batch).items():
+            sums[f"val_{name}"] += float(value)
+    return {name: total / count for name, total in sums.items()}
+
+
+def _source(model: MaskRCNN, annotations: str, images: str, root: Path, *, keep_empty: bool) -> CocoSource:
+    source = open_source(root / annotations, root / images, keep_empty=keep_empty, masks=model.masks)
+    if len(source.class_names) != model.classes:
+        raise ValueError(
+            f"{source.name}: has {len(source.class_names)} categories ({', '.join(source.class_names[:5])}), the model "
+            f"{model.classes} classes: give the recipe's model.class_names those of the data"
+        )
+    if model.keypoints and len(source.keypoint_names) != model.keypoints:
+        raise ValueError(
+            f"{source.name}: has {len(source.keypoint_names)} keypoints, the model {model.keypoints}"
+        )
+    return source
+
+
+def _batches(model: MaskRCNN, recipe: Recipe, source: CocoSource, **options: Any) -> tf.data.Dataset:
+    block = recipe.data
+    return detection_dataset(
+        source,
+        max_side=block.max_side,
+        masks=model.masks,
+        keypoints=bool(model.keypoints),
+        value_range=block.value_range,
+        **options,
+    )
