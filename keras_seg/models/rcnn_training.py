@@ -142,6 +142,8 @@ def training_options(arguments: Mapping[str, object], **changes: object) -> Trai
         own = {"pre_nms_proposals": 12000, "proposals": 2000}
     else:
         own = {"proposals": 1500, "box_beta": 0.5} if arguments["keypoints"] else {}
+    # tuples, which a saved model's JSON holds as lists
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return TrainingOptions(**{**own, **changes})
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from keras_seg.ops.anchors import cell_anchors, grid_anchors
 from keras_seg.ops.boxes import pairwise_iou
-from keras_seg.ops.matching import match, sample_labels
+from keras_seg.ops.matching import match, match_boxes, sample_batch, sample_labels
 
 RPN, ROI = ((0.3, 0.7), (0, -1, 1)), ((0.5,), (0, 1))
 KINDS = {"rpn": (*RPN, True), "roi": (*ROI, False), "rpn_no_low_quality": (*RPN, False)}
@@ -133,3 +133,81 @@ def test_seeds_choose_and_repeat():
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(draw([1, 2])[0], draw([3, 2])[0])
     assert not np.array_equal(draw(None)[0], draw(None)[0])
+
+
+matched_boxes = tf.function(match_boxes, reduce_retracing=True)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(KINDS)), st.booleans())
+def test_a_padded_batch_is_matched_like_each_image(seed, kind, shared_candidates):
+    random = np.random.default_rng(seed)
+    batch, truths, number = random.integers(1, 4), random.integers(0, 8), random.integers(1, 60)
+    boxes, candidates = (
+        np.sort(random.integers(0, 9, (batch, count, 2, 2)), 2).reshape(batch, count, 4).astype(np.float32)
+        for count in (truths, number)  # whole numbers: overlaps tie
+    )
+    valid = random.random((batch, truths)) < 0.7
+    candidates = candidates[0] if shared_candidates else candidates
+    found = matched_boxes(*map(tf.constant, (boxes, valid, candidates)), *KINDS[kind])
+    for image in range(batch):
+        own = candidates if shared_candidates else candidates[image]
+        matches, labels = match(
+            pairwise_iou(tf.constant(boxes[image][valid[image]]), tf.constant(own)), *KINDS[kind]
+        )
+        np.testing.assert_array_equal(found[1][image], labels)
+        if valid[image].any():
+            matches = np.flatnonzero(valid[image])[matches]
+            overlaps = pairwise_iou(tf.constant(boxes[image]), tf.constant(own)).numpy().max(0) > 0
+            np.testing.assert_array_equal(found[0][image].numpy()[overlaps], matches[overlaps])
+
+
+def test_truths_are_matched_some_at_a_time(monkeypatch):
+    """With one truth a turn and with all at once."""
+    random = np.random.default_rng(3)
+    boxes = np.sort(random.integers(0, 20, (2, 13, 2, 2)), 2).reshape(2, 13, 4).astype(np.float32)
+    candidates = np.sort(random.integers(0, 20, (90, 2, 2)), 1).reshape(90, 4).astype(np.float32)
+    arguments = tf.constant(boxes), tf.constant(random.random((2, 13)) < 0.8), tf.constant(candidates)
+    expected = match_boxes(*arguments, *KINDS["rpn"])
+    for pairs in (1, 1000):
+        monkeypatch.setattr("keras_seg.ops.matching.PAIRS_AT_ONCE", pairs)
+        for found, wanted in zip(match_boxes(*arguments, *KINDS["rpn"]), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+sampled = tf.function(sample_batch, reduce_retracing=True)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_samples_of_a_batch(seed, first):
+    random = np.random.default_rng(seed)
+    labels = random.choice([-1, 0, 1], (2, random.integers(1, 40)), p=random.dirichlet([1, 1, 1])).astype(
+        np.int32
+    )
+    indices, chosen = (
+        a.numpy() for a in sampled(tf.constant(labels), 8, 0.5, tf.constant([1, 2]), first=first)
+    )
+    assert indices.shape == chosen.shape == (2, 8)
+    for row, places, kinds in zip(labels, indices, chosen, strict=True):
+        positives = min((row == 1).sum(), 4)
+        negatives = min((row == 0).sum(), 8 - positives)
+        np.testing.assert_array_equal(
+            kinds, [1] * positives + [0] * negatives + [-1] * (8 - positives - negatives)
+        )
+        there = places[kinds >= 0]
+        np.testing.assert_array_equal(row[there], kinds[kinds >= 0])
+        assert len(set(there.tolist())) == len(there)
+        if first:
+            np.testing.assert_array_equal(there[:positives], np.flatnonzero(row == 1)[:positives])
+            np.testing.assert_array_equal(there[positives:], np.flatnonzero(row == 0)[:negatives])
+
+
+def test_samples_of_a_batch_follow_the_seed_and_are_uniform():
+    labels = tf.constant([[0] * 40 + [1] * 40] * 2)
+    again = [sampled(labels, 20, 0.5, tf.constant([1, 2]))[0].numpy() for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+    drawn = np.concatenate([sampled(labels, 20, 0.5, tf.constant([7, k]))[0].numpy() for k in range(200)])
+    counts = np.bincount(drawn.ravel(), minlength=80)
+    # 400 draws of 10 of 40: 100 of each expected, with a standard deviation of 8.7
+    assert 60 < counts.min() and counts.max() < 140
