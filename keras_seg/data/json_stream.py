@@ -15,6 +15,7 @@ CHUNK = 2**20  # bytes read at once
 # An element that ends beyond the text read so far is read again with more. An error that lies this many characters
 # before the end of the text is a real one (no element but run lengths is nearly so long).
 LONGEST_ELEMENT = 2**25
+GOES_ON = ("", *"0123456789.eE+-")
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -136,8 +137,8 @@ class _Text:
             if problem and (self.ended or len(self.text) - end > LONGEST_ELEMENT):
                 self.position = end
                 self.fail(problem)
-            # a number at the very end may go on in the next chunk
-            if problem is None and (end < len(self.text) or self.ended):
+            # a number at the end of the text may go on in the next chunk
+            if problem is None and (self.ended or self.text[end : end + 1] not in GOES_ON):
                 self.position = end
                 return value
             self.read_more()
