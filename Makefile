@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install test lint demo bench-unet bench-maskrcnn train-isbi wheel clean
+.PHONY: install test lint demo bench-unet bench-maskrcnn bench-roi-align native train-isbi wheel clean
 
 install: .venv/installed
 
@@ -35,6 +35,9 @@ bench-masks: install
 bench-maskrcnn: install
 	$(BIN)/python benchmarks/maskrcnn.py
 
+bench-roi-align: install
+	$(BIN)/python benchmarks/roi_align.py
+
 # The two rounds in which unet_isbi2012 was trained (zoo/unet_isbi2012.md), the recipe being the second; ALL=--all-data
 # for weights from all 25 slices.
 TRAIN_ISBI = $(BIN)/keras-seg train unet_isbi2012 --data $(DATA)/isbi2012 --resume $(ALL) --output runs/isbi$(if $(ALL),_all)_round
@@ -43,6 +46,10 @@ ROUND1 := --set data.augmentation.elastic_sigma=10 --set data.augmentation.rotat
 train-isbi: install
 	$(TRAIN_ISBI)1 $(ROUND1)
 	$(TRAIN_ISBI)2 --weights runs/isbi$(if $(ALL),_all)_round1/last.weights.h5
+
+# The compiled RoIAlign for this machine, where a wheel takes it from (docs/native_op.md); CUDA=--cuda for GPUs too.
+native: install
+	$(BIN)/python -m keras_seg.ops.native.build $(CUDA)
 
 wheel: install
 	$(BIN)/python -m build --wheel

@@ -107,12 +107,12 @@ def build(folder: Path, nvcc: Path | None = None, architectures: Sequence[str] =
             commands[f"{name}.o"] = [*compiler, *KERNEL_FLAGS, *flags, "-c", str(HERE / "roi_align_cpu.cc")]
         if nvcc:
             commands["gpu.o"] = cuda_command(nvcc, compiler, architectures)
-        _run_all([[*command, "-o", str(Path(work, name))] for name, command in commands.items()])
+        run_all([[*command, "-o", str(Path(work, name))] for name, command in commands.items()])
         objects = [str(Path(work, name)) for name in commands]
         link = [*tf.sysconfig.get_link_flags(), *(_cuda_link(nvcc) if nvcc else [])]
         if sys.platform == "darwin":
             link += ["-undefined", "dynamic_lookup"]
-        _run_all([[*compiler, "-shared", *objects, "-o", str(folder / LIBRARY), *link]])
+        run_all([[*compiler, "-shared", *objects, "-o", str(folder / LIBRARY), *link]])
     manifest = {
         "sha256": file_digest(folder / LIBRARY),
         "sources": sources_digest(),
@@ -141,20 +141,25 @@ def cuda_command(nvcc: Path, compiler: Sequence[str], architectures: Sequence[st
 
 
 def _cuda_includes(nvcc: Path) -> list[str]:
-    """TensorFlow's headers include CUDA's by a path of their own, which its wheel has, and by plain names."""
+    """TensorFlow's headers include CUDA's, which its wheel has, of its own version; else nvcc's."""
     import tensorflow as tf
 
-    include = Path(tf.sysconfig.get_include())
-    places = [nvcc.resolve().parent.parent / "include", include / "third_party/gpus/cuda/include"]
-    return [f"-I{place}" for place in places if (place / "cuda_runtime.h").is_file()]
+    own = Path(tf.sysconfig.get_include(), "third_party/gpus/cuda/include")
+    return [f"-I{own}"] if (own / "cuda_runtime.h").is_file() else _nvcc_options(nvcc, "INCLUDES")
 
 
 def _cuda_link(nvcc: Path) -> list[str]:
-    root = nvcc.resolve().parent.parent
-    packages = root.parent  # of a package: its runtime lies beside it
-    places = [root / "lib64", root / "lib", packages / "cuda_runtime/lib"]
-    found = [f"-L{place}" for place in places if (place / "libcudart_static.a").is_file()]
-    return [*found, "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    runtime = nvcc.resolve().parents[2] / "cuda_runtime/lib"  # where a package has it
+    beside = [f"-L{runtime}"] if runtime.is_dir() else []
+    return [*_nvcc_options(nvcc, "LIBRARIES"), *beside, "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+
+
+def _nvcc_options(nvcc: Path, kind: str) -> list[str]:
+    """What nvcc itself passes on: on the PATH there may be a script that calls one elsewhere."""
+    command = [str(nvcc), "--dryrun", "-c", str(HERE / "roi_align_gpu.cu")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    lines = [line.partition("=")[2] for line in said.splitlines() if line.startswith(f"#$ {kind}=")]
+    return shlex.split(lines[0]) if lines else []
 
 
 def _version(command: Sequence[str]) -> str:
@@ -165,8 +170,8 @@ def _version(command: Sequence[str]) -> str:
     return named[0].strip()
 
 
-def _run_all(commands: list[list[str]]) -> None:
-    """As many at once as there are processors."""
+def run_all(commands: list[list[str]]) -> None:
+    """Runs commands, as many at once as there are processors. Raises BuildFailed with what the first to fail said."""
     waiting, running = list(commands), []
     limit = max(1, os.cpu_count() or 1)
     deadline = time.monotonic() + TIMEOUT

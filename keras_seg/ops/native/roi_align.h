@@ -129,6 +129,7 @@ KERAS_SEG_HD void samples_on_map(const Axis& axis, int32_t bin, int64_t* first, 
 KERAS_SEG_HD float pixel_weight(const Axis& axis, int32_t bin, int32_t pixel) {
   const float from = static_cast<float>(pixel - 1);  // -1 for the first pixel, which has the border's samples too
   const float to = static_cast<float>(pixel + 1);
+  if (axis.samples < 1.0f) return 0.0f;
   int64_t first, end;
   samples_between(axis, bin, from, to, &first, &end);
   float sum = 0.0f;
