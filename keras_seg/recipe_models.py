@@ -115,6 +115,7 @@ class MaskRCNNModel(_WithClasses):
     padding: Literal["symmetric", "same", "same_pool"] = "symmetric"
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
+    anchor_sizes: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)
     anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
     anchors_rounded: bool = False
     anchor_offset: float = 0.0
@@ -148,6 +149,7 @@ class MaskRCNNModel(_WithClasses):
     convention: Literal["detectron2", "torchvision"] = "detectron2"
     short_side: PositiveInt = 800
     max_side: PositiveInt = 1333
+    scale: PositiveFloat | None = None
 
 
 class Published(Block):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def normalization(kind: str, epsilon: float, channels: int, name: str) -> layers
     if kind == "batch":
         return layers.BatchNormalization(epsilon=epsilon, momentum=0.9, name=name)
     if kind == "group":
-        return layers.GroupNormalization(min(32, channels), epsilon=epsilon, name=name)
+        return layers.GroupNormalization(math.gcd(32, channels), epsilon=epsilon, name=name)
     raise ValueError(f"normalization must be one of {', '.join(map(repr, NORMALIZATIONS))}, got {kind!r}")
 
 

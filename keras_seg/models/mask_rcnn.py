@@ -30,7 +30,7 @@ from keras_seg.models.rcnn_training import AnchorSamples, RegionSamples, Trainin
 STRUCTURES = ("fpn", "c4", "dc5", "c5")
 # Of the maps that regions are pooled from: where a structure takes them, and at which stride.
 SINGLE_MAP = {"c4": ("res4", 16), "dc5": ("res5", 16), "c5": ("res5", 32)}
-FPN_STRIDES, FPN_SIZES, SINGLE_SIZES = (4, 8, 16, 32, 64), (32, 64, 128, 256, 512), (32, 64, 128, 256, 512)
+FPN_STRIDES = (4, 8, 16, 32, 64)
 SIZE_DIVISOR = 32  # a pyramid's maps are each half the one before
 PARTS = ("backbone", "fpn", "rpn", "res5", "box_head", "box_predictor", "mask_head", "keypoint_head")
 
@@ -225,6 +225,7 @@ def mask_rcnn(
     padding: str = "symmetric",
     pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
     pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
     anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     anchors_rounded: bool = False,
     anchor_offset: float = 0.0,
@@ -258,6 +259,7 @@ def mask_rcnn(
     convention: str = "detectron2",
     short_side: int = 800,
     max_side: int = 1333,
+    scale: float | None = None,
     name: str = "mask_rcnn",
 ) -> MaskRCNN:
     """A detector that computes what Detectron2's or torchvision's does.
@@ -280,7 +282,7 @@ def mask_rcnn(
         normalization: of the backbone: "frozen", "batch" or "group"; norm_eps: added to the variance.
         stride_in_1x1, padding: see `backbones.resnet`.
         pixel_mean, pixel_std: RGB, 0-255.
-        anchor_ratios: height over width. anchors_rounded: to whole pixels, and so are their steps (torchvision).
+        anchor_sizes: roots of their areas, pixels; of a pyramid one a level. anchor_ratios: height over width. anchors_rounded: to whole pixels, and so are their steps (torchvision).
         anchor_offset: of the first anchors' centre, in strides (Model Garden: 0.5).
         rpn_convs: 3x3 convolutions of the proposal head. rpn_channels: of them, None for the maps' own. rpn_shared:
             one head for all levels of the pyramid; if False, each has its own 3x3 convolutions (Model Garden).
@@ -299,6 +301,7 @@ def mask_rcnn(
         roi_aligned: half-pixel offset, as Detectron2's RoIAlignV2. roi_pooling: "average" or "max".
         convention: "detectron2" or "torchvision": of resizing and of pasting masks, for `keras_seg.segment`.
         short_side, max_side: images are resized to this shorter side, unless the longer one exceeds the other.
+        scale: images are resized by this factor instead, whatever their size: where a pixel is a length, as in microscopy.
 
     Its networks (`parts`) work under XLA where shapes are static; the steps between them do not: how many boxes survive
     is data.
@@ -347,6 +350,13 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError(
             f"mask_rcnn: short_side={arguments['short_side']} is longer than max_side={arguments['max_side']}"
         )
+    sizes = arguments["anchor_sizes"]
+    if not sizes or min(sizes) <= 0 or (arguments["structure"] == "fpn" and len(sizes) != len(FPN_STRIDES)):
+        raise ValueError(
+            f"mask_rcnn: anchor_sizes must be positive, {len(FPN_STRIDES)} with structure 'fpn', got {sizes}"
+        )
+    if arguments["scale"] is not None and not arguments["scale"] > 0:
+        raise ValueError(f"mask_rcnn: scale must be positive, got {arguments['scale']!r}")
     if not arguments["masks"] and arguments["class_agnostic_masks"]:
         raise ValueError("mask_rcnn: class_agnostic_masks=True, but masks=False")
     if arguments["class_agnostic_masks"] and arguments["mask_loss"] == "softmax":
@@ -378,12 +388,12 @@ def _graph(**a: Any) -> tuple[dict, dict]:
             norm_eps=a["norm_eps"],
             top=a["fpn_top"],
         )(maps)
-        strides, sizes = FPN_STRIDES, [[side] for side in FPN_SIZES]
+        strides, sizes = FPN_STRIDES, [[side] for side in a["anchor_sizes"]]
     else:
         stage, stride = SINGLE_MAP[a["structure"]]
         dilation = STRIDES[stage] // stride
         maps = [resnet(a["backbone"], outputs=[stage], res5_dilation=dilation, **common)(x)]
-        strides, sizes = (stride,), [list(SINGLE_SIZES)]
+        strides, sizes = (stride,), [list(a["anchor_sizes"])]
 
     anchors = len(sizes[0]) * len(a["anchor_ratios"])
     levels = None if a["rpn_shared"] else range(2, 2 + len(maps))

@@ -42,8 +42,11 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
     contents = f"{len(source.sizes)} images to train on"
 
     def batches(augment: DetectionAugmentation, start: int = 0) -> tf.data.Dataset:
-        options = {"augment": augment, "start": start, "shard": shard, "short_side": block.short_side}
-        return _batches(model, recipe, source, seed=training.seed, batch_size=block.batch_size, **options)
+        size = {"short_side": block.short_side, "max_side": block.max_side}
+        return _batches(
+            model, recipe, source, augment=augment, start=start, shard=shard, seed=training.seed,
+            batch_size=block.batch_size, **size,
+        )  # fmt: skip
 
     evaluate = pictures = None
     if block.validation_annotations:
@@ -92,13 +95,12 @@ def score(
 
 
 def validation_losses(model: MaskRCNN, recipe: Recipe, source: CocoSource) -> dict[str, float]:
-    """The mean of each loss over the images, not augmented, with samples that are the same each time: "val_loss",
-    "val_loss_mask", …"""
-    block = recipe.data
-    short_side = block.short_side if isinstance(block.short_side, int | None) else model.short_side
-    batches = _batches(
-        model, recipe, source, seed=0, batch_size=1, augment=False, short_side=short_side, repeat=False
-    )
+    """The mean of each loss over the images, as `segment` resizes them, with samples that are the same each time:
+    "val_loss", "val_loss_mask", …"""
+    scale = model.scale
+    augment = DetectionAugmentation(flip=0.0, zoom=(scale or 1.0, scale or 1.0))
+    size = {"short_side": None} if scale else {"short_side": model.short_side, "max_side": model.max_side}
+    batches = _batches(model, recipe, source, seed=0, batch_size=1, augment=augment, repeat=False, **size)
     compute = tf.function(model.compute_losses, input_signature=[batches.element_spec])
     sums: dict[str, float] = defaultdict(float)
     count = 0
@@ -124,12 +126,7 @@ def _source(model: MaskRCNN, annotations: str, images: str, root: Path, *, keep_
 
 
 def _batches(model: MaskRCNN, recipe: Recipe, source: CocoSource, **options: Any) -> tf.data.Dataset:
-    block = recipe.data
+    masks, keypoints = model.masks, bool(model.keypoints)
     return detection_dataset(
-        source,
-        max_side=block.max_side,
-        masks=model.masks,
-        keypoints=bool(model.keypoints),
-        value_range=block.value_range,
-        **options,
+        source, masks=masks, keypoints=keypoints, value_range=recipe.data.value_range, **options
     )

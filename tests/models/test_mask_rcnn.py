@@ -253,6 +253,12 @@ def test_the_networks_under_xla():
         ({"class_names": ["a"]}, "1 class_names for 3"),
         ({"keypoints": 2, "keypoint_names": ["a"]}, "1 keypoint_names for 2"),
         ({"short_side": 900, "max_side": 800}, "short_side=900 is longer than max_side=800"),
+        ({"anchor_sizes": [8, 16]}, "anchor_sizes must be positive, 5 with structure 'fpn', got"),
+        (
+            {"structure": "c4", "anchor_sizes": [8, -16]},
+            "anchor_sizes must be positive, 5 with structure 'fpn', got",
+        ),
+        ({"scale": 0.0}, "scale must be positive, got 0.0"),
         ({"masks": False, "class_agnostic_masks": True}, "class_agnostic_masks=True, but masks=False"),
         ({"class_agnostic_masks": True, "mask_loss": "softmax"}, "needs class-specific masks"),
         (
