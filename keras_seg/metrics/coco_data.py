@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_seg.data.run_lengths import problems
 from keras_seg.instances import Instances
 from keras_seg.ops.rle import run_lengths
 
@@ -34,6 +35,7 @@ IOU_TYPES = ("bbox", "segm", "keypoints")
 # what a result of each kind must have
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 SHOWN = 5  # of a list of ids in a message
+MASKS_AT_ONCE = 2000  # some MB
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ def read_annotations(source: str | Path | Mapping[str, Any], iou_type: str) -> T
         with_keypoints = {a.get("category_id") for a in annotations if a.get("keypoints")}
         annotations = [a for a in annotations if a.get("category_id") in with_keypoints or not with_keypoints]
         categories = {k: v for k, v in categories.items() if k in with_keypoints} or categories
-    objects = []
+    objects, masks = [], _Masks()
     for number, annotation in enumerate(annotations, start=1):
         where = f"{name}: annotation {annotation['id']} (image {annotation.get('image_id')})"
         _check_place(annotation, images, categories, where)
-        objects.append({"id": number, **_object(annotation, images, iou_type, where)})
+        objects.append({"id": number, **_object(annotation, images, iou_type, where, masks)})
+    masks.check()
     return Truth(images, categories, objects, name)
 
 
@@ -112,10 +115,11 @@ def read_results(
         raise ValueError(f"{name}: results are a list of detections; {_kind(data)}")  # noqa: TRY004
     results: list[dict[str, Any]] = []
     seen: set[int] = set()
+    masks = _Masks()
     for place, entry in enumerate(data):
         where = f"{name}: result {place}"
         if isinstance(entry, Mapping):
-            results.append(_result(entry, truth, iou_type, where))
+            results.append(_result(entry, truth, iou_type, where, masks))
             continue
         if not (isinstance(entry, Sequence) and len(entry) == 2 and isinstance(entry[1], Instances)):
             raise ValueError(
@@ -127,7 +131,8 @@ def read_results(
             raise ValueError(f"{where}: occurs twice; give all its Instances at once")
         seen.add(image_id)
         for one in to_results(image_id, instances, truth, category_ids, where):
-            results.append(_result(one, truth, iou_type, where))
+            results.append(_result(one, truth, iou_type, where, masks))
+    masks.check()
     return results
 
 
@@ -232,7 +237,9 @@ def _check_place(record: Mapping[str, Any], images: Mapping, categories: Mapping
             raise ValueError(f"{where}: {_not_there(value, what, known)}")
 
 
-def _object(annotation: Mapping[str, Any], images: Mapping, iou_type: str, where: str) -> dict[str, Any]:
+def _object(
+    annotation: Mapping[str, Any], images: Mapping, iou_type: str, where: str, masks: _Masks
+) -> dict[str, Any]:
     """What an evaluation takes of an annotation."""
     found = {
         "image_id": annotation["image_id"],
@@ -243,8 +250,9 @@ def _object(annotation: Mapping[str, Any], images: Mapping, iou_type: str, where
     area = annotation.get("area")
     segmentation = annotation.get("segmentation")
     if iou_type == "segm" or (area is None and segmentation):
-        found["segmentation"] = _mask(segmentation, images[annotation["image_id"]], where)
+        found["segmentation"] = _mask(segmentation, images[annotation["image_id"]], where, masks)
     if area is None:
+        masks.check()
         area = _mask_area(found["segmentation"]) if segmentation else found["bbox"][2] * found["bbox"][3]
     found["area"] = _number(area, "area", where)
     if iou_type == "keypoints":
@@ -253,7 +261,9 @@ def _object(annotation: Mapping[str, Any], images: Mapping, iou_type: str, where
     return found
 
 
-def _result(entry: Mapping[str, Any], truth: Truth, iou_type: str, where: str) -> dict[str, Any]:
+def _result(
+    entry: Mapping[str, Any], truth: Truth, iou_type: str, where: str, masks: _Masks
+) -> dict[str, Any]:
     """What an evaluation takes of a result."""
     _check_place(entry, truth.images, truth.categories, where)
     where = f"{where} (image {entry['image_id']})"
@@ -268,12 +278,13 @@ def _result(entry: Mapping[str, Any], truth: Truth, iou_type: str, where: str) -
     found["score"] = _number(entry.get("score"), "score", where)
     box = _box(entry["bbox"], where) if entry.get("bbox") else None
     if iou_type == "segm" or (iou_type == "bbox" and box is None):
-        found["segmentation"] = _mask(entry["segmentation"], truth.images[entry["image_id"]], where)
+        found["segmentation"] = _mask(entry["segmentation"], truth.images[entry["image_id"]], where, masks)
     if iou_type == "keypoints":
         found["keypoints"] = _keypoints(entry["keypoints"], where)
     if box is None and "segmentation" in found:
         from pycocotools import mask as coco
 
+        masks.check()
         box = coco.toBbox(found["segmentation"]).tolist()
         found["area"] = _mask_area(found["segmentation"])
     elif box is None:
@@ -284,25 +295,45 @@ def _result(entry: Mapping[str, Any], truth: Truth, iou_type: str, where: str) -
     return found
 
 
-def _mask(segmentation: Any, image: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Polygons or run lengths as compressed run lengths."""
+class _Masks:
+    """Compressed run lengths that are still to be checked: many at once take a fraction of the time."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[dict[str, Any], str]] = []
+
+    def add(self, rle: dict[str, Any], where: str) -> None:
+        self.waiting.append((rle, where))
+        if len(self.waiting) == MASKS_AT_ONCE:
+            self.check()
+
+    def check(self) -> None:
+        """ValueError, naming the object, if one of them is malformed."""
+        if not self.waiting:
+            return
+        texts = [
+            rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]
+            for rle, _ in self.waiting
+        ]
+        pixels = np.array([math.prod(rle["size"]) for rle, _ in self.waiting], np.int64)
+        splits = np.cumsum([0, *map(len, texts)])
+        _, wrong = problems(np.frombuffer(b"".join(texts), np.uint8), splits, pixels)
+        for place, what in wrong[:1]:
+            rle, where = self.waiting[place]
+            try:
+                run_lengths(rle)  # its message says more
+            except ValueError as error:
+                what = str(error)
+            raise ValueError(f"{where}: segmentation: {what}")
+        self.waiting.clear()
+
+
+def _mask(segmentation: Any, image: Mapping[str, Any], where: str, masks: _Masks) -> dict[str, Any]:
+    """Polygons or run lengths as compressed run lengths; given ones wait in `masks` for their check."""
     from pycocotools import mask as coco
 
     size = [image.get("height"), image.get("width")]
     if isinstance(segmentation, Mapping):
-        try:
-            run_lengths(segmentation)
-        except ValueError as error:
-            raise ValueError(f"{where}: segmentation: {error}") from None
-        given = [int(side) for side in segmentation["size"]]
-        if None not in size and given != size:
-            raise ValueError(
-                f"{where}: segmentation of {given[0]} x {given[1]} pixels (height x width), the image has "
-                f"{size[0]} x {size[1]}"
-            )
-        if isinstance(segmentation["counts"], (str, bytes)):
-            return {"size": given, "counts": segmentation["counts"]}
-        return coco.frPyObjects({"size": given, "counts": list(segmentation["counts"])}, *given)
+        return _given_run_lengths(segmentation, size, where, masks)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(
             f"{where}: segmentation takes a list of polygons, or run lengths; {_kind(segmentation)}"
@@ -316,6 +347,32 @@ def _mask(segmentation: Any, image: Mapping[str, Any], where: str) -> dict[str, 
                 f"{where}: a polygon takes x, y of at least 3 points, all finite; {_kind(polygon)}"
             )
     return coco.merge(coco.frPyObjects(segmentation, *size))
+
+
+def _given_run_lengths(
+    segmentation: Mapping[str, Any], size: list[int | None], where: str, masks: _Masks
+) -> dict[str, Any]:
+    from pycocotools import mask as coco
+
+    given, counts = segmentation.get("size"), segmentation.get("counts")
+    compressed = isinstance(counts, (str, bytes))
+    whole = isinstance(given, Sequence) and len(given) == 2 and all(_is_integer(s) and s > 0 for s in given)
+    if not (compressed and whole):
+        try:
+            run_lengths(segmentation)
+        except ValueError as error:
+            raise ValueError(f"{where}: segmentation: {error}") from None
+    given = [int(side) for side in given]
+    if None not in size and given != size:
+        raise ValueError(
+            f"{where}: segmentation of {given[0]} x {given[1]} pixels (height x width), the image has "
+            f"{size[0]} x {size[1]}"
+        )
+    if not compressed:
+        return coco.frPyObjects({"size": given, "counts": list(counts)}, *given)
+    found = {"size": given, "counts": counts}
+    masks.add(found, where)
+    return found
 
 
 def _mask_area(rle: Mapping[str, Any]) -> float:
