@@ -101,7 +101,8 @@ KERAS_SEG_HD int64_t first_sample_at(const Axis& axis, int32_t bin, float limit,
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;
     const float here = position(axis, bin, middle);
-    const bool reached = axis.bin < 0.0f ? (past ? here < limit : here <= limit) : (past ? here > limit : here >= limit);
+    const float ahead = axis.bin < 0.0f ? limit - here : here - limit;
+    const bool reached = past ? ahead > 0.0f : ahead >= 0.0f;
     if (reached) {
       high = middle;
     } else {

@@ -9,9 +9,10 @@ namespace keras_seg {
 
 enum class Number { kFloat, kHalf, kBFloat16 };
 
-// Channels that one piece of work covers: accumulators of a RoI stay in the inner cache, and pieces that different
-// threads write to do not share a cache line.
-constexpr int64_t kSlice = 64;
+// Channels that one piece of work covers: few enough for a RoI's sums to stay in a core's cache, and at best all of a
+// pixel's, which lie side by side. Pieces of fewer serve many threads with little to do; they write to cache lines of
+// their own.
+constexpr int64_t kSlice = 256, kLeastSlice = 64;
 
 struct Level {
   const void* features;  // [batch, height, width, channels]

@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <string>
@@ -40,8 +41,10 @@ using tensorflow::shape_inference::ShapeHandle;
 constexpr int32_t kMostSamples = 4096;
 // float32 still tells pixels apart, and numbers of samples fit 32 bits.
 constexpr int64_t kLongestSide = 1 << 24, kMostPixels = 1 << 28;
-// Rows of the gradient that one task owns fit a core's cache.
-constexpr int64_t kBandBytes = 512 << 10;
+// Rows of the gradient that one task owns: what stays in the caches while it goes through all RoIs.
+constexpr int64_t kBandBytes = 4 << 20, kLeastBand = 8;
+// Pieces of work a thread, where there is enough to do: one that ends late then matters less.
+constexpr int64_t kPiecesPerThread = 4;
 // Less work than this stays on the calling thread: multiplications and additions, roughly.
 constexpr int64_t kSmallWork = 100000;
 
@@ -269,6 +272,8 @@ class RoiAlignKernel : public OpKernel {
 
 // --- processor ---
 
+int64_t pieces(int64_t whole, int64_t piece) { return (whole + piece - 1) / piece; }
+
 // work(item, scratch) for each item, on all threads; the next free thread takes the next item. ResourceExhausted where
 // one returns false.
 template <typename Work>
@@ -333,16 +338,36 @@ class RoiAlignForward : public RoiAlignCpuKernel {
     OP_REQUIRES_OK(context, output_shape(problem, &shape));
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &output));
     if (problem.rois == 0) return;
-    // Slice after slice: that of all maps rather stays in the outer cache than the whole maps.
-    const int64_t slices = (problem.channels + kSlice - 1) / kSlice;
+    const int64_t threads = context->device()->tensorflow_cpu_worker_threads()->num_threads;
+    int64_t slice = kSlice;
+    while (slice > kLeastSlice && problem.rois * pieces(problem.channels, slice) < kPiecesPerThread * threads) {
+      slice /= 2;
+    }
+    const int64_t slices = pieces(problem.channels, slice);
+    const std::vector<int64_t> order = from_top_to_bottom(problem);
     void* const to = data_of(output);
     const Kernels& kernels = best_kernels();
     const auto work = [&](int64_t item, Scratch* scratch) {
-      const int64_t first = item / problem.rois * kSlice;
-      return kernels.forward(problem, item % problem.rois, first, std::min(first + kSlice, problem.channels), to,
+      const int64_t first = item / problem.rois * slice;
+      return kernels.forward(problem, order[item % problem.rois], first, std::min(first + slice, problem.channels), to,
                              scratch);
     };
     OP_REQUIRES_OK(context, in_parallel(context, slices * problem.rois, is_small(problem), work));
+  }
+
+ private:
+  // RoIs that follow each other read the same rows, which the caches then still have.
+  static std::vector<int64_t> from_top_to_bottom(const RoiAlign& problem) {
+    std::vector<std::array<int64_t, 4>> keys(problem.rois);
+    for (int64_t i = 0; i < problem.rois; ++i) {
+      const float top = problem.boxes[4 * i + 1];
+      const int64_t pixel = top > 0 && top < 1e9f ? static_cast<int64_t>(top) : 0;  // NaN has no order
+      keys[i] = {problem.box_levels[i], problem.box_indices[i], pixel, i};
+    }
+    std::sort(keys.begin(), keys.end());
+    std::vector<int64_t> order(problem.rois);
+    for (int64_t i = 0; i < problem.rois; ++i) order[i] = keys[i][3];
+    return order;
   }
 };
 
@@ -364,7 +389,7 @@ class RoiAlignBackward : public RoiAlignCpuKernel {
     // A task owns some rows and channels of one image, so that threads never meet, and adds up the RoIs in order, so
     // that the result does not depend on the number of threads.
     const int64_t threads = context->device()->tensorflow_cpu_worker_threads()->num_threads;
-    const std::vector<Region> regions = divide(problem, levels, batch, threads);
+    const std::vector<Region> regions = divide_among(problem, levels, batch, threads);
     const void* const from = upstream->tensor_data().data();
     const Kernels& kernels = best_kernels();
     const auto work = [&](int64_t item, Scratch* scratch) {
@@ -385,25 +410,48 @@ class RoiAlignBackward : public RoiAlignCpuKernel {
         kernels.convert(problem.number, gradients[level] + first, to + 2 * first, std::min(kPiece, count - first));
         return true;
       };
-      OP_REQUIRES_OK(context, in_parallel(context, (count + kPiece - 1) / kPiece, small, convert));
+      OP_REQUIRES_OK(context, in_parallel(context, pieces(count, kPiece), small, convert));
     }
   }
 
  private:
+  static std::vector<Region> divide_among(const RoiAlign& problem, const std::vector<Level>& levels, int64_t batch,
+                                          int64_t threads) {
+    int64_t slice = kSlice, rows = kMostPixels;
+    std::vector<Region> regions = divide(problem, levels, batch, slice, rows);
+    // More pieces for more threads: of fewer rows, then of fewer channels. The search for maxima is repeated in each.
+    while (static_cast<int64_t>(regions.size()) < kPiecesPerThread * threads &&
+           (rows > kLeastBand || slice > kLeastSlice)) {
+      if (rows > kLeastBand) {
+        rows = std::max(kLeastBand, std::min<int64_t>(rows, tallest(levels)) / 2);
+      } else {
+        slice /= 2;
+      }
+      regions = divide(problem, levels, batch, slice, rows);
+    }
+    return regions;
+  }
+
+  static int64_t tallest(const std::vector<Level>& levels) {
+    int64_t height = 1;
+    for (const Level& level : levels) height = std::max<int64_t>(height, level.height);
+    return height;
+  }
+
   static std::vector<Region> divide(const RoiAlign& problem, const std::vector<Level>& levels, int64_t batch,
-                                    int64_t threads) {
+                                    int64_t slice, int64_t most_rows) {
     std::vector<Region> regions;
     for (int32_t level = 0; level < static_cast<int32_t>(levels.size()); ++level) {
       const int32_t height = levels[level].height;
-      const int64_t width = std::min(problem.channels, kSlice) * levels[level].width * sizeof(float);
-      int64_t rows = std::max<int64_t>(1, kBandBytes / width);
-      if (problem.maximum) rows = std::max<int64_t>(rows, height / std::max<int64_t>(1, threads));  // each searches anew
-      for (int64_t channel = 0; channel < problem.channels; channel += kSlice) {
+      const int64_t row_bytes = std::min(problem.channels, slice) * levels[level].width * sizeof(float);
+      int64_t rows = std::min(most_rows, problem.maximum ? kMostPixels : std::max<int64_t>(1, kBandBytes / row_bytes));
+      rows = std::min<int64_t>(rows, height);
+      for (int64_t channel = 0; channel < problem.channels; channel += slice) {
         for (int32_t image = 0; image < batch; ++image) {
           for (int64_t row = 0; row < height; row += rows) {
             regions.push_back(Region{level, image, static_cast<int32_t>(row),
                                      static_cast<int32_t>(std::min<int64_t>(row + rows, height)), channel,
-                                     std::min(channel + kSlice, problem.channels)});
+                                     std::min(channel + slice, problem.channels)});
           }
         }
       }
