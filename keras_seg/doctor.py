@@ -35,9 +35,12 @@ def examine() -> dict:
 def report(found: dict) -> str:
     """The dictionary of `examine` for people."""
     home, roi_align, cpu = found["home"], found["roi_align"], found["cpu"]
-    lines = [
+    versions = (
         f"keras_seg {found['keras_seg']}, TensorFlow {found['tensorflow']}, Keras {found['keras']}, "
-        f"Python {found['python']}, {found['platform']}",
+        f"Python {found['python']}, {found['platform']}"
+    )
+    lines = [
+        versions,
         f"devices: {', '.join(found['devices'])}",
         f"processor: {cpu['model']}, {cpu['cores']} cores, {' '.join(cpu['features']) or 'no wide instructions'}",
         f"cache folder: {home['path']} ({home['chosen_by']}), {home['state']}",
@@ -87,7 +90,8 @@ def _home() -> dict:
 
     path = cache_folder()
     chosen_by = next(
-        (variable for variable in ("KERAS_SEG_HOME", "XDG_CACHE_HOME") if os.environ.get(variable)), "the default"
+        (variable for variable in ("KERAS_SEG_HOME", "XDG_CACHE_HOME") if os.environ.get(variable)),
+        "the default",
     )
     nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not nearest.is_dir():
