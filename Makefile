@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install test lint demo bench-unet bench-maskrcnn bench-roi-align native train-isbi wheel clean
+.PHONY: install test lint demo bench-unet bench-maskrcnn bench-masks bench-tiles bench-roi-align native train-isbi wheel clean
 
 install: .venv/installed
 
@@ -31,6 +31,9 @@ bench-unet: install
 
 bench-masks: install
 	$(BIN)/python benchmarks/masks.py
+
+bench-tiles: install
+	$(BIN)/python benchmarks/tiles.py
 
 bench-maskrcnn: install
 	$(BIN)/python benchmarks/maskrcnn.py

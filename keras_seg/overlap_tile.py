@@ -13,11 +13,13 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import keras
+
     from keras_seg.models.unet import UNet
 
 # The symmetries of the square, in the order in which `rotations` takes them; turns are counter-clockwise.
@@ -26,8 +28,11 @@ SYMMETRIES = (
     "mirrored", "mirrored, turned by 90°", "mirrored, turned by 180°", "mirrored, turned by 270°",
 )  # fmt: skip
 
-# Side of an output tile where neither the caller nor the model gives one.
-DEFAULT_TILE = 512
+# Where neither the caller nor the model gives an output tile's side, it is the largest that keeps the maps of the first
+# level, of which some five are there at once, within so many bytes; but no less and no more than these sides.
+DEFAULT_BYTES, DEFAULT_TILES = 2**28, (512, 1024)
+
+CONVOLUTIONS = 2  # 3x3 ones at each level of the way up, each of which reaches one pixel further
 
 LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # grey of R, G, B: ITU-R BT.601
 
@@ -45,6 +50,7 @@ class Tiles:
     columns: list[tuple[int, int]]
     rotations: int
     batch_size: int
+    precision: str
 
     def __len__(self) -> int:
         return len(self.stack) * len(self.rows) * len(self.columns)
@@ -55,15 +61,13 @@ class Tiles:
         A tile is turned and mirrored with its context. That equals turning the whole image: within a tile of
         legal size the pooling grid is symmetric.
         """
-        predict, margin = _compiled(self.model), self.model.margin
-        surplus = 0 if margin else self.model.context
-        inner = (slice(None), *(slice(surplus, surplus + side) for side in self.side))
+        predict, border = _compiled(self.model, self.precision), self.model.margin or self.model.context
         windows = list(itertools.product(range(len(self.stack)), self.rows, self.columns))
         for first in range(0, len(windows), self.batch_size):
             batch = windows[first : first + self.batch_size]
-            inputs = np.stack([self._cut(n, y, x, margin or surplus) for n, (y, _), (x, _) in batch])
+            inputs = np.stack([self._cut(n, y, x, border) for n, (y, _), (x, _) in batch])
             views = (turn_back(predict(turn(inputs, k)), k) for k in range(self.rotations))
-            mean = (sum(views) / self.rotations)[inner]
+            mean = _inner(sum(views) / self.rotations, self.side)
             if not np.isfinite(mean).all():
                 raise ValueError(
                     "segment: the model's output is not finite; its weights are damaged or diverged"
@@ -99,6 +103,7 @@ def tiles(
     rotations: int | None,
     value_range: tuple[float, float] | None,
     batch_size: int,
+    precision: str = "float32",
 ) -> Tiles:
     """Check the arguments, which are those of `segment`, and lay out the tiles.
 
@@ -115,16 +120,16 @@ def tiles(
     (height, rows), (width, columns) = (_spans(length, tile, 2**model.depth) for length in stack.shape[1:3])
     names = [name] if len(stack) == 1 else [f"{name}, slice {n}" for n in range(len(stack))]
     extremes = [_extremes(image, value_range, name) for image, name in zip(stack, names, strict=True)]
-    return Tiles(model, stack, extremes, value_range, (height, width), rows, columns, rotations, batch_size)
+    return Tiles(model, stack, extremes, value_range, (height, width), rows, columns, rotations, batch_size, precision)
 
 
 def legal_tile(model: UNet, tile: int | None) -> int:
-    """A legal side of an output tile: `tile`, or the largest up to DEFAULT_TILE for None.
+    """A legal side of an output tile: `tile`, or for None the largest that memory allows (DEFAULT_BYTES).
 
     ValueError, naming the nearest legal ones, if `tile` is not legal.
     """
     multiple, halo = 2**model.depth, 2 * (model.margin or model.context)
-    wanted = DEFAULT_TILE if tile is None else int(tile)
+    wanted = _default_tile(model) if tile is None else int(tile)
     sizes = model.legal_sizes(max(wanted, multiple) + halo)
     # at least one cell of the pooling grid, by which tiles advance
     legal = sorted({size - halo for size in sizes if size is not None and size - halo >= multiple})
@@ -136,6 +141,18 @@ def legal_tile(model: UNet, tile: int | None) -> int:
             f"padding={model.padding!r}; nearest legal: {' or '.join(map(str, legal))}"
         )
     return wanted
+
+
+def _default_tile(model: UNet) -> int:
+    least, most = DEFAULT_TILES
+    affordable = math.isqrt(DEFAULT_BYTES // (4 * model.base_channels)) - 2 * (model.margin or model.context)
+    return min(max(affordable, least), most)
+
+
+def _inner(probabilities: np.ndarray, side: tuple[int, int]) -> np.ndarray:
+    """The middle [B, *side, K] of what the network gave, which exceeds a tile by as much on each side."""
+    surplus = (probabilities.shape[1] - side[0]) // 2
+    return probabilities[:, surplus : surplus + side[0], surplus : surplus + side[1]]
 
 
 def _spans(length: int, tile: int, multiple: int) -> tuple[int, list[tuple[int, int]]]:
@@ -180,19 +197,51 @@ def turn_back(tiles: np.ndarray, k: int) -> np.ndarray:
     return tiles[:, :, ::-1] if k >= 4 else tiles
 
 
-# model -> its compiled call
-_COMPILED: weakref.WeakKeyDictionary[UNet, Callable[[np.ndarray], np.ndarray]] = weakref.WeakKeyDictionary()
+# model -> by precision its compiled call
+_COMPILED: weakref.WeakKeyDictionary[UNet, dict[str, Callable[[np.ndarray], np.ndarray]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _compiled(model: UNet) -> Callable[[np.ndarray], np.ndarray]:
-    """float32 [B, h, w, C] -> float32 [B, h', w', K]; traced once a model, whatever the sizes."""
-    import tensorflow as tf
+def _compiled(model: UNet, precision: str = "float32") -> Callable[[np.ndarray], np.ndarray]:
+    """float32 [B, h, w, C] -> float32 [B, h', w', K]; traced once a model and precision, whatever the sizes.
 
-    from keras_seg.inference import for_inference
+    The output is the tile, with a few pixels around it if the network has "same" padding.
+    """
+    from keras_seg.inference import Compiled
 
-    if model not in _COMPILED:
-        network = for_inference(model)  # keeps the layers alive, not the model
-        signature = [tf.TensorSpec([None, None, None, model.input_channels], tf.float32)]
-        call = tf.function(lambda tiles: network(tiles, training=False), input_signature=signature)
-        _COMPILED[model] = lambda tiles: call(np.ascontiguousarray(tiles)).numpy()
-    return _COMPILED[model]
+    calls = _COMPILED.setdefault(model, {})
+    if precision not in calls:
+        call = Compiled(_without_surplus(model), precision)  # keeps the layers alive, not the model
+        calls[precision] = lambda tiles: call(np.ascontiguousarray(tiles)).numpy()
+    return calls[precision]
+
+
+def _without_surplus(model: UNet) -> keras.Model:
+    """A U-Net with "same" padding that expands the tile alone, without the context around it.
+
+    The context is for the contracting path. On the way up, what two convolutions can reach suffices at each level: maps are
+    cropped before they are joined, which leaves zeros of the padding in the outermost pixels, and these are not the tile's.
+    Group normalisation takes its statistics from whole maps; such a network stays as it is.
+    """
+    import keras
+
+    functional = keras.Model(model.input, model.output, name=model.name)
+    if model.margin or model.normalization == "group":
+        return functional
+    kept = [CONVOLUTIONS]  # pixels around the tile that stay, by level
+    for _ in range(1, model.depth):
+        kept.append(math.ceil(kept[-1] / 2) + CONVOLUTIONS)
+    # and of what comes up from the level below, in its pixels; the lowest is whole
+    below = [*kept[1:], model.context >> model.depth]
+
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+        if not layer.name.endswith("_concat"):
+            return layer(*args, **kwargs)
+        level = int(layer.name.removeprefix("dec").removesuffix("_concat")) - 1
+        surplus = ((model.context >> level) - kept[level], 2 * below[level] - kept[level])
+        return layer(
+            [keras.layers.Cropping2D(n)(x) if n else x for n, x in zip(surplus, args[0], strict=True)]
+        )
+
+    return keras.models.clone_model(functional, clone_function=lambda layer: layer, call_function=call)

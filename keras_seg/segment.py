@@ -29,7 +29,7 @@ MANY_PASSES = 16
 def segment(model: UNet | MaskRCNN, image: Any, **options: Any) -> np.ndarray | Instances | list[Instances]:
     """Segment an image: `segment_unet` for a U-Net, `detect.detect` for a detector; these say which options there are.
 
-    image: a path, PIL image or array; for a U-Net also a stack of slices, for a detector also a list of images.
+    image: a path, PIL image or array; for a U-Net also a stack of slices, for a detector also a list or an iterator of images.
 
     Returns class probabilities float32 [H, W, K], of a stack [N, H, W, K]; or the `Instances` of each image.
 
@@ -51,6 +51,7 @@ def segment_unet(
     out: str | Path | np.ndarray | None = None,
     value_range: tuple[float, float] | None = None,
     batch_size: int = 1,
+    precision: str = "float32",
     progress: bool | None = None,
 ) -> np.ndarray:
     """Class probabilities of an image, or of every slice of a stack ([N] slices, [H, W] pixels, [K] classes).
@@ -71,7 +72,8 @@ def segment_unet(
         tile: largest side of an output tile. Multiples of 2**depth are legal with "same" padding; with
             "valid" padding the output sides of legal inputs (388 for the paper's network). The tiles used are
             as even as they can be, hence often smaller. Larger ones repeat less context and take more memory.
-            None: the model's own, else the largest legal one up to 512.
+            None: the model's own, else the largest legal one from 512 to 1024 whose maps of the first level take 256
+            MB, of which some five are there at once.
         rotations: how many symmetries of the square to average, 1 to 8, in the order of
             `overlap_tile.SYMMETRIES`: 1 is the image as it is; 4 its turns by 0, 90, 180 and 270 degrees,
             counter-clockwise; 8 these and the same turns of its mirror image (left to right). The paper
@@ -81,6 +83,8 @@ def segment_unet(
             absent. None: a new array.
         value_range: the values that become 0 and 255, see `data.images.to_float`.
         batch_size: tiles to compute at once.
+        precision: "float32", or "bfloat16", faster on processors that multiply such numbers, and less exact
+            (docs/performance.md). UserWarning on others, where it is slower.
         progress: draw a progress bar on stderr; None: if there is much to do and stderr is a terminal.
 
     Returns:
@@ -97,6 +101,7 @@ def segment_unet(
     """
     stack, is_stack, name = _as_stack(image, model)
     options = {"tile": tile, "rotations": rotations, "value_range": value_range, "batch_size": batch_size}
+    options["precision"] = precision
     tiles = overlap_tile.tiles(model, stack, name, **options)
     _warn_of_group_statistics(tiles)
     shape = (*stack.shape[:3], model.classes)
@@ -125,6 +130,7 @@ def segment_tiles(
     rotations: int | None = None,
     value_range: tuple[float, float] | None = None,
     batch_size: int = 1,
+    precision: str = "float32",
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """The tiles of `segment` one by one, for a result that is too large to keep or is reduced on the way.
 
@@ -137,6 +143,7 @@ def segment_tiles(
     if is_stack:
         raise ValueError(f"{name}: a stack of {len(stack)} slices; segment_tiles takes one image at a time")
     options = {"tile": tile, "rotations": rotations, "value_range": value_range, "batch_size": batch_size}
+    options["precision"] = precision
     tiles = overlap_tile.tiles(model, stack, name, **options)
     _warn_of_group_statistics(tiles)
     return ((y, x, probabilities) for _, y, x, probabilities in tiles.predict())

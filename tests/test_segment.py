@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from keras_seg import overlap_tile
 from keras_seg.models.unet import TileCheck, unet
 from keras_seg.overlap_tile import SYMMETRIES
 from keras_seg.segment import instances, segment, segment_tiles
@@ -159,9 +160,12 @@ def test_new_weights_are_used():
     assert np.abs(segment(model, image) - before).max() > 0.1
 
 
-def test_tile_defaults_to_the_models_own_then_to_512():
+def test_tile_defaults_to_the_models_own_then_to_what_memory_allows():
+    """Maps of 128 channels in 256 MB are 724 pixels a side, of which 10 at either end are context."""
+    assert overlap_tile.legal_tile(unet(depth=1, base_channels=128, padding="same"), None) == 704
+    assert overlap_tile.legal_tile(network("same", 1), None) == 1024
     image = picture(600, 3)
-    assert sorted({y for y, *_ in segment_tiles(network("same", 1), image)}) == [0, 300]
+    assert [y for y, *_ in segment_tiles(network("same", 1), image)] == [0]
     model = unet(depth=1, base_channels=2, padding="same", tile=200)
     assert sorted({y for y, *_ in segment_tiles(model, image)}) == [0, 200, 400]
 
@@ -331,11 +335,11 @@ def test_memory_is_bounded_for_a_huge_image(tmp_path, monkeypatch):
     model = network("same", 1)
     # what the network computes does not matter here, only what is kept
     monkeypatch.setattr(
-        "keras_seg.overlap_tile._compiled", lambda model: lambda tiles: np.repeat(tiles, 3, axis=-1)
+        "keras_seg.overlap_tile._compiled", lambda model, precision: lambda tiles: np.repeat(tiles, 3, axis=-1)
     )
     segment(model, picture(16, 16))  # imports
     tracemalloc.start()
-    tiles = list(itertools.islice(((y, x) for y, x, _ in segment_tiles(model, image)), 30))
+    tiles = list(itertools.islice(((y, x) for y, x, _ in segment_tiles(model, image, tile=512)), 30))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert tiles[-1] == (500, 4500)  # 20 x 20 tiles of 500 pixels
