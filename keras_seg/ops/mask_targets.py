@@ -49,8 +49,8 @@ def window_targets(
         )
     length = tf.shape(pixels, tf.int64)[1]
     pixels = tf.reshape(tf.cast(pixels, tf.uint8), [-1])
-    images = tf.cast(images, tf.int32)
-    window = tf.gather_nd(windows, tf.stack([images, tf.maximum(tf.cast(objects, tf.int32), 0)], 1))
+    images, objects = tf.cast(images, tf.int32), tf.cast(objects, tf.int32)
+    window = tf.gather_nd(windows, tf.stack([images, tf.maximum(objects, 0)], 1))
     window = tf.where((objects >= 0)[:, None], tf.cast(window, tf.int64), 0)
     offset, top, left, height, width = tf.unstack(window, axis=1)
     offset += tf.cast(images, tf.int64) * length
@@ -98,7 +98,7 @@ def polygon_targets(
         owners: int [B, Q], the object of each polygon, from 0.
         boxes, images, objects, m: as in `window_targets`.
 
-    Drawn by pycocotools in Python, so not in an exported graph. InvalidArgumentError: a polygon of fewer than 3 points, or
+    Drawn by pycocotools in Python, so not in an exported graph. InvalidArgumentError (ValueError in eager code): a polygon of fewer than 3 points, or
     not finite.
     """
 

@@ -138,7 +138,7 @@ def test_seeds_choose_and_repeat():
 matched_boxes = tf.function(match_boxes, reduce_retracing=True)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(KINDS)), st.booleans())
 def test_a_padded_batch_is_matched_like_each_image(seed, kind, shared_candidates):
     random = np.random.default_rng(seed)
@@ -178,7 +178,7 @@ def test_truths_are_matched_some_at_a_time(monkeypatch):
 sampled = tf.function(sample_batch, reduce_retracing=True)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_samples_of_a_batch(seed, first):
     random = np.random.default_rng(seed)
