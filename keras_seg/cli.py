@@ -99,6 +99,9 @@ def segment(
         int | None, typer.Option(help="U-Net: turned and mirrored versions to average, 1 to 8.")
     ] = None,
     score_threshold: Annotated[float, typer.Option(help="Detector: least score of an object.")] = 0.5,
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16: faster on processors that multiply it, less exact.")
+    ] = "float32",
 ) -> None:
     """Write what a model sees in an image: class probabilities (float32, or 0-255 in a .png), or objects."""
     unet = keras_seg.zoo.show(name).model.builder == "unet"
@@ -109,13 +112,13 @@ def segment(
         raise FileNotFoundError(f"{output.parent}: no such folder for the output")
     model = keras_seg.zoo.load(name, weights)
     if not unet:
-        found = keras_seg.segment(model, image, score_threshold=score_threshold)
+        found = keras_seg.segment(model, image, score_threshold=score_threshold, precision=precision)
         _write_instances(output, image, found)
         print(f"{output}: {found!r}")
         return
     if not 0 <= class_index < model.classes:
         raise ValueError(f"--class is {class_index}; {model.name} has the classes 0 to {model.classes - 1}")
-    probabilities = keras_seg.segment(model, image, tile=tile, rotations=rotations)
+    probabilities = keras_seg.segment(model, image, tile=tile, rotations=rotations, precision=precision)
     _write(output, probabilities, class_index)
     print(f"{output}: {'x'.join(map(str, probabilities.shape))} probabilities")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from keras_seg.models.mask_rcnn import MaskRCNN
 
+LOOK_AHEAD = 4  # batches among which images are sorted by their proportions
+
 
 def detect(
     model: MaskRCNN,
@@ -26,76 +29,100 @@ def detect(
     short_side: int | None = None,
     max_side: int | None = None,
     batch_size: int = 1,
-) -> Instances | list[Instances]:
-    """The objects in an image, or in each of a list of images.
+    precision: str = "float32",
+) -> Instances | list[Instances] | Iterator[Instances]:
+    """The objects in an image, in each of a list of images, or in each of a stream of them.
 
     Args:
         model: a `models.mask_rcnn`.
         image: path, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8, uint16 or float 0-255; or a
-            list of these. The EXIF orientation of files and PIL images is applied; grey is repeated, alpha dropped.
+            list or an iterator of these. The EXIF orientation of files and PIL images is applied; grey is repeated, alpha dropped.
             Detectors are trained on 8 bits, so other types are rounded to them.
         score_threshold: least score of an object; the model's own, often 0.05, comes first.
         max_detections: the best so many of an image.
         classes: names or numbers of the classes to keep; None: all.
-        short_side, max_side: size of the resized image, see `models.mask_rcnn`; None: the model's own.
-        batch_size: images of a list to compute at once, padded to the largest of them.
+        short_side, max_side: size of the resized image, see `models.mask_rcnn`; None: the model's own, or its scale.
+        batch_size: images to compute at once, padded to the largest of them. Of each LOOK_AHEAD batches, images of similar
+            proportions go together. Sizes may vary freely: the model is traced once.
+        precision: "float32", or "bfloat16", faster on processors that multiply such numbers, and less exact
+            (docs/performance.md says how much). UserWarning on others, where it is slower.
 
-    Returns: `Instances` in pixels of the image, by falling score; for a list a list. Masks are pasted when asked for.
+    Returns: `Instances` in pixels of the image, by falling score. For a list a list, for an iterator another, which reads
+    LOOK_AHEAD batches ahead. Masks are pasted when asked for.
 
     Raises:
         FileNotFoundError: no such image.
         ValueError: an image that cannot be read, is empty, holds NaN, or has other channels or another type than
             these; an option outside its range; an unknown class.
     """
-    from keras_seg.data.resize import resize, shortest_edge_size
+    from keras_seg.inference import check_precision
 
     if batch_size < 1:
         raise ValueError(f"segment: batch_size must be positive, got {batch_size!r}")
+    check_precision(precision)
+    sides = short_side, max_side
+    resized_size(model, 1, 1, *sides)  # raises before the first image is read
+    single = not isinstance(image, list | tuple | Iterator)
+    found = (
+        instances.filter(score_threshold, classes, max_detections)
+        for instances in _stream(model, iter([image] if single else image), sides, batch_size, precision)
+    )
+    if isinstance(image, Iterator):
+        return found
+    return next(found) if single else list(found)
+
+
+def _stream(
+    model: MaskRCNN,
+    images: Iterator[Any],
+    sides: tuple[int | None, int | None],
+    batch_size: int,
+    precision: str,
+) -> Iterator[Instances]:
+    """The objects in each image, in their order."""
+    from keras_seg.data.resize import resize
+
+    numbered = enumerate(images)
+    while ahead := list(itertools.islice(numbered, LOOK_AHEAD * batch_size if batch_size > 1 else 1)):
+        names = [str(i) if isinstance(i, str | Path) else f"image {n}" for n, i in ahead]
+        pixels = [_pixels(i, name) for (_, i), name in zip(ahead, names, strict=True)]
+        sizes = [resized_size(model, *p.shape[:2], *sides) for p in pixels]
+        order = sorted(range(len(ahead)), key=lambda n: sizes[n][0] / sizes[n][1])
+        found: dict[int, Instances] = {}
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            outputs = _predict(
+                model, [resize(pixels[n], sizes[n], model.convention) for n in batch], precision
+            )
+            for row, n in enumerate(batch):
+                one = {name: value[row] for name, value in outputs.items()}
+                found[n] = _instances(model, one, pixels[n].shape[:2], sizes[n])
+        yield from (found[n] for n in range(len(ahead)))
+
+
+def resized_size(
+    model: MaskRCNN, height: int, width: int, short_side: int | None = None, max_side: int | None = None
+) -> tuple[int, int]:
+    """Height and width of an image of these when the model sees it; arguments and errors as of `detect`."""
+    from keras_seg.data.resize import shortest_edge_size
+
+    if short_side is None and max_side is None and model.scale is not None:
+        return max(1, round(height * model.scale)), max(1, round(width * model.scale))
     short_side = model.short_side if short_side is None else short_side
     max_side = max(model.max_side, short_side) if max_side is None else max_side
     if not 0 < short_side <= max_side:
         raise ValueError(
             f"segment: short_side and max_side must be positive and in this order, got {short_side} and {max_side}"
         )
-    several = isinstance(image, list | tuple)
-    images = list(image) if several else [image]
-    names = [str(i) if isinstance(i, str | Path) else f"image {n}" for n, i in enumerate(images)]
-    found: list[Instances] = []
-    for first in range(0, len(images), batch_size):
-        batch = slice(first, first + batch_size)
-        pixels = [_pixels(i, name) for i, name in zip(images[batch], names[batch], strict=True)]
-        sizes = [shortest_edge_size(*p.shape[:2], short_side, max_side, model.convention) for p in pixels]
-        resized = [resize(p, size, model.convention) for p, size in zip(pixels, sizes, strict=True)]
-        outputs = _predict(model, resized)
-        for row, (original, size) in enumerate(zip(pixels, sizes, strict=True)):
-            one = {name: value[row] for name, value in outputs.items()}
-            result = _instances(model, one, original.shape[:2], size)
-            found.append(result.filter(score_threshold, classes, max_detections))
-    return found if several else found[0]
+    return shortest_edge_size(height, width, short_side, max_side, model.convention)
 
 
-def _predict(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, np.ndarray]:
+def _predict(model: MaskRCNN, images: list[np.ndarray], precision: str) -> dict[str, np.ndarray]:
     """The model's outputs for images [h, w, 3] of several sizes."""
-    outputs = _compiled(model)(_batch(model, images))
+    from keras_seg.inference import compiled
+
+    outputs = compiled(model, precision)(_batch(model, images))
     return {name: value.numpy() for name, value in outputs.items()}
-
-
-def _compiled(model: MaskRCNN) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
-    """The model's call for inference, traced once, whatever the sizes."""
-    import tensorflow as tf
-
-    from keras_seg.inference import for_inference
-
-    if not hasattr(model, "compiled_call"):
-        signature = {
-            "image": tf.TensorSpec([None, None, None, 3], tf.float32),
-            "size": tf.TensorSpec([None, 2], tf.float32),
-        }
-        network = for_inference(model)
-        model.compiled_call = tf.function(
-            lambda inputs: network(inputs, training=False), input_signature=[signature]
-        )
-    return model.compiled_call
 
 
 def _batch(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, tf.Tensor]:

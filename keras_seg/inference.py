@@ -1,20 +1,25 @@
 """A copy of a functional model that computes the same faster, for inference on a processor. It shares the weights.
 
 A convolution, the normalisation after it and a ReLU become one operation, and 3x3 convolutions of many channels are
-computed by `winograd`. Results differ in the order of sums alone, by about 1e-6 of a map's scale.
+computed by `winograd`. Results differ in the order of sums alone, by about 1e-6 of a map's scale. With
+precision="bfloat16" (`bfloat16.py`) maps and weights are rounded to 8 significant bits as well.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from keras_seg import winograd
 from keras_seg.backbones.resnet import FrozenBatchNormalization
 
+PRECISIONS = ("float32", "bfloat16")
 NORMALIZATIONS = (layers.BatchNormalization, FrozenBatchNormalization)
 
 
@@ -34,13 +39,11 @@ class Fused(layers.Layer):
     @property
     def by_winograd(self) -> bool:
         layer = self.convolution
-        plain = layer.kernel_size == (3, 3) and layer.groups == 1
-        plain = plain and layer.strides == (1, 1) and layer.dilation_rate == (1, 1)
-        return plain and winograd.pays(layer.kernel.shape[2], layer.filters)
+        return is_plain_3x3(layer) and winograd.pays(layer.kernel.shape[2], layer.filters)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """x: [B, H, W, C]. Returns [B, h, w, filters]."""
-        layer, (kernel, bias) = self.convolution, self._weights()
+        layer, (kernel, bias) = self.convolution, fold(self.convolution, self.normalization)
         if self.by_winograd:
             return winograd.convolve(x, kernel, bias, padding=layer.padding, activation=self.activation)
         options = {"padding": layer.padding, "dilation_rate": layer.dilation_rate}
@@ -50,55 +53,130 @@ class Fused(layers.Layer):
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return self.convolution.compute_output_shape(shape)
 
-    def _weights(self) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Kernel and bias with the normalisation's affine map in them."""
-        norm, kernel = self.normalization, tf.convert_to_tensor(self.convolution.kernel)
-        bias = tf.convert_to_tensor(self.convolution.bias) if self.convolution.use_bias else None
-        if norm is None:
-            return kernel, bias
-        scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
-        scale = scale if norm.gamma is None else scale * norm.gamma
-        shift = (0 if bias is None else bias) - norm.moving_mean
-        return kernel * scale, shift * scale + (0 if norm.beta is None else norm.beta)
+
+class Compiled:
+    """A model's call for inference in one precision, traced once whatever the sizes. It follows the model's weights.
+
+    In bfloat16 they are constants of the traced function; a call after a change of the model's weights traces anew.
+    """
+
+    def __init__(self, model: keras.Model, precision: str = "float32") -> None:
+        """The model stays free to be collected: its layers are kept, not itself. ValueError: an unknown precision."""
+        check_precision(precision)
+        if precision == "bfloat16":
+            from keras_seg import bfloat16
+
+            bfloat16.warn_if_slow()
+        self.precision = precision
+        self._network = for_inference(model, precision)
+        self._weights = Watched(model.weights)
+        self._signature = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), model.input)
+        self._call: Callable[[Any], Any] | None = None
+
+    def __call__(self, inputs: Any) -> Any:
+        """inputs: the model's, as tensors or arrays. Returns the model's outputs, as tensors."""
+        stale = self.precision == "bfloat16" and self._weights.changed()
+        if self._call is None or stale:
+            network = self._network  # not `self`: the function would keep it, and it the function
+            self._call = tf.function(
+                lambda x: network(x, training=False), input_signature=[self._signature], autograph=False
+            )
+        return self._call(inputs)
 
 
-def for_inference(model: keras.Model) -> keras.Model:
-    """The functional model's copy. On a GPU, whose libraries choose their own algorithms, nothing is replaced."""
+_COMPILED: weakref.WeakKeyDictionary[keras.Model, dict[str, Compiled]] = weakref.WeakKeyDictionary()
+
+
+def compiled(model: keras.Model, precision: str = "float32") -> Compiled:
+    """What `keras_seg.segment` calls for a model: made once for each precision, on first use, and kept with the model."""
+    calls = _COMPILED.setdefault(model, {})
+    if precision not in calls:
+        calls[precision] = Compiled(model, precision)
+    return calls[precision]
+
+
+class Watched:
+    """Variables, and whether they have changed since one last asked: told by where their numbers lie in memory.
+
+    The tensors read are kept, so that TensorFlow must put a changed value elsewhere, even where it updates in place.
+    """
+
+    def __init__(self, variables: Iterable[Any]) -> None:
+        self._variables = list(variables)
+        self._values: list[np.ndarray] = []
+
+    def changed(self) -> bool:
+        """At first they always have."""
+        # the arrays are the variables' own memory, not copies
+        values = [np.asarray(memoryview(variable.value.value())) for variable in self._variables]
+        same = len(values) == len(self._values) and all(
+            new.ctypes.data == old.ctypes.data or np.array_equal(new, old, equal_nan=True)
+            for new, old in zip(values, self._values, strict=True)
+        )
+        self._values = values
+        return not same
+
+
+def for_inference(model: keras.Model, precision: str = "float32") -> keras.Model:
+    """The functional model's copy. On a GPU, whose libraries choose their own algorithms, float32 is left as it is.
+
+    precision: "float32"; or "bfloat16", whose copy reads the weights while it is traced (`Compiled` keeps to them).
+    """
+    if precision == "bfloat16":
+        from keras_seg import bfloat16
+
+        return bfloat16.for_inference(model)
     functional = keras.Model(model.input, model.output, name=model.name)
     if tf.config.list_physical_devices("GPU"):
         return functional
-    made: dict[tuple[Any, ...], Fused] = {}
+
+    def copy(layer: layers.Layer) -> layers.Layer:
+        return for_inference(layer) if isinstance(layer, keras.Model) else layer
+
+    return fused(functional, kind, Fused, copy)
+
+
+def fused(
+    functional: keras.Model,
+    kind: Callable[[layers.Layer], str | None],
+    fuse: Callable[..., layers.Layer],
+    copy: Callable[[layers.Layer], layers.Layer],
+    inputs: Any = None,
+) -> keras.Model:
+    """The functional model with chains of convolution, normalisation and ReLU made one layer each.
+
+    kind: see `kind`. fuse: (convolution, normalisation or nothing, relu=) -> the one layer. copy: of every other one.
+    inputs: symbolic ones for the result, None for such as the model's.
+    """
+    made: dict[tuple[Any, ...], layers.Layer] = {}
     # of what a convolution, or it and its normalisation, gave: itself (whose id is the key), the input, these layers
     open_ends: dict[int, tuple[Any, Any, tuple[layers.Layer, ...]]] = {}
 
     def call(layer: layers.Layer, *args: Any, **kwargs: Any) -> Any:
         """Calls a layer or, where it continues a convolution, one that does both from that one's input."""
         _, x, before = open_ends.get(id(args[0]), (None, args[0], ()))
-        kind = _kind(layer)
-        continues = (kind == "normalization" and len(before) == 1) or (kind == "relu" and before)
+        what = kind(layer)
+        continues = (what == "normalization" and len(before) == 1) or (what == "relu" and before)
         if not continues:
             x, before = args[0], ()
-        if not continues and kind != "convolution":
+        if not continues and what != "convolution":
             return layer(*args, **kwargs)
-        chain = before + ((layer,) if kind != "relu" else ())
-        key = (chain, kind == "relu")
+        chain = before + ((layer,) if what != "relu" else ())
+        key = (chain, what == "relu")
         if key not in made:
-            made[key] = Fused(*chain, relu=key[1])
+            made[key] = fuse(*chain, relu=key[1])
         y = made[key](x)
         # only a linear convolution can be continued
-        if kind != "relu" and chain[0].activation is keras.activations.linear:
+        if what != "relu" and chain[0].activation is keras.activations.linear:
             open_ends[id(y)] = y, x, chain
         return y
 
-    def copy(layer: layers.Layer) -> layers.Layer:
-        return for_inference(layer) if isinstance(layer, keras.Model) else layer
-
-    return keras.models.clone_model(functional, clone_function=copy, call_function=call)
+    return keras.models.clone_model(functional, inputs, clone_function=copy, call_function=call)
 
 
-def _kind(layer: layers.Layer) -> str | None:
-    """What can be fused: "convolution", "normalization", "relu"; None for all else."""
-    if layer.compute_dtype != "float32":
+def kind(layer: layers.Layer, precisions: Sequence[str] = ("float32",)) -> str | None:
+    """What can be fused: "convolution", "normalization", "relu"; None for all else, and for other precisions."""
+    if layer.compute_dtype not in precisions:
         return None
     if type(layer) is layers.Conv2D and layer.data_format == "channels_last":
         return "convolution"
@@ -107,3 +185,27 @@ def _kind(layer: layers.Layer) -> str | None:
     if type(layer) is layers.ReLU and not (layer.max_value or layer.negative_slope or layer.threshold):
         return "relu"
     return None
+
+
+def is_plain_3x3(layer: layers.Conv2D) -> bool:
+    """Whether this is a convolution of the form that `winograd` computes."""
+    steps = (*layer.strides, *layer.dilation_rate, layer.groups)
+    return layer.kernel_size == (3, 3) and set(steps) == {1}
+
+
+def fold(layer: layers.Layer, normalization: layers.Layer | None) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Kernel and bias of a convolution, with the affine map in them that a normalisation with fixed statistics is."""
+    norm, kernel = normalization, tf.convert_to_tensor(layer.kernel)
+    bias = tf.convert_to_tensor(layer.bias) if layer.use_bias else None
+    if norm is None:
+        return kernel, bias
+    scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
+    scale = scale if norm.gamma is None else scale * norm.gamma
+    shift = (0 if bias is None else bias) - norm.moving_mean
+    of_kernel = scale[:, None] if isinstance(layer, layers.Conv2DTranspose) else scale  # [kh, kw, filters, C]
+    return kernel * of_kernel, shift * scale + (0 if norm.beta is None else norm.beta)
+
+
+def check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {precision!r}")

@@ -28,11 +28,11 @@ LEAST_SCORE = 1e-8
 
 
 class _View(NamedTuple):
-    """One way to look at an image: its pixels uint8 [H, W, 3], mirrored or not, at a shorter side of `short_side`."""
+    """One way to look at an image: its pixels uint8 [H, W, 3], mirrored or not, at a shorter side (None: as the model does)."""
 
     pixels: np.ndarray
     mirrored: bool
-    short_side: int
+    short_side: int | None
 
 
 def augmented_detector(
@@ -49,22 +49,23 @@ def augmented_detector(
         model: a `models.mask_rcnn`.
         flip: see the image mirrored (left to right) as well.
         short_sides: the shorter sides to resize it to, in pixels; None: the model's own.
-        max_side: of a resized image; for the model's own size alone the model's counts.
+        max_side: of an image resized to `short_sides`.
         max_detections: the best so many of an image.
 
     Raises:
         ValueError: an option outside its range; to mirror keypoints, the model needs keypoint_names, of which "left_..." and
             "right_..." change places.
     """
-    sides = [model.short_side] if short_sides is None else list(short_sides)
-    if not sides or not all(isinstance(side, int) and 0 < side <= max_side for side in sides):
+    sides = [None] if short_sides is None else list(short_sides)
+    sound = all(isinstance(side, int) and 0 < side <= max_side for side in short_sides or ())
+    if not sides or not sound:
         raise ValueError(
             f"tta: short_sides are positive integers up to max_side={max_side}, got {short_sides!r}"
         )
     if max_detections < 1:
         raise ValueError(f"tta: max_detections must be positive, got {max_detections!r}")
     order = _mirrored_keypoints(model) if flip and model.keypoints else None
-    max_side = model.max_side if short_sides is None else max_side
+    longest = None if short_sides is None else max_side
     branch = _mask_branch(model) if model.masks else None
 
     def find(image: Any) -> Instances:
@@ -78,13 +79,13 @@ def augmented_detector(
         for view in views:
             seen = detect.detect(
                 model, view.pixels, score_threshold=0.0, max_detections=model.detections,
-                short_side=view.short_side, max_side=max_side,
+                short_side=view.short_side, max_side=longest,
             )  # fmt: skip
             found.append(_turned_back(seen, order) if view.mirrored else seen)
         merged = _merged(found, model.box_nms, max_detections)
         if branch is None or not len(merged):
             return merged
-        probabilities = [_masks(branch, model, view, merged, max_side) for view in views]
+        probabilities = [_masks(branch, model, view, merged, longest) for view in views]
         return dataclasses.replace(merged, mask_probabilities=np.mean(probabilities, axis=0))
 
     return find
@@ -131,12 +132,12 @@ def _merged(found: Sequence[Instances], threshold: float, max_detections: int) -
     return together[kept.numpy()]
 
 
-def _masks(branch: Callable, model: MaskRCNN, view: _View, found: Instances, max_side: int) -> np.ndarray:
+def _masks(branch: Callable, model: MaskRCNN, view: _View, found: Instances, max_side: int | None) -> np.ndarray:
     """What the mask head sees in the boxes of `found` in this view: float32 [N, m, m]."""
-    from keras_seg.data.resize import resize, shortest_edge_size
+    from keras_seg.data.resize import resize
 
     height, width = found.image_size
-    size = shortest_edge_size(height, width, view.short_side, max_side, model.convention)
+    size = detect.resized_size(model, height, width, view.short_side, max_side)
     inputs = detect._batch(model, [resize(view.pixels, size, model.convention)])
     boxes = found.boxes.copy()
     if view.mirrored:

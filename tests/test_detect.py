@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_seg
+from keras_seg.inference import compiled
 from keras_seg.models import mask_rcnn
 
 
@@ -52,6 +53,36 @@ def test_a_list_equals_each_image_alone(model, photo):
         together = keras_seg.segment(model, images, score_threshold=0.0, batch_size=batch_size)
         assert all(same(a, b) for a, b in zip(alone, together, strict=True))
     assert keras_seg.segment(model, []) == []
+
+
+def test_a_stream_of_images_of_varied_size_in_order(model, photo):
+    images = [photo, photo[:20], photo[:, :30], photo[::-1], photo[5:, ::-1], photo[:, 10:], photo[:25]]
+    alone = keras_seg.segment(model, images, score_threshold=0.0)
+    taken = []
+    stream = keras_seg.segment(
+        model, (taken.append(n) or image for n, image in enumerate(images)), score_threshold=0.0
+    )
+    assert taken == []  # nothing is read before it is asked for
+    assert same(next(stream), alone[0]) and taken == [0]
+    assert all(same(a, b) for a, b in zip(alone[1:], stream, strict=True))
+    # together they are padded to the largest, which changes what is seen at their borders
+    together = list(keras_seg.segment(model, iter(images), score_threshold=0.0, batch_size=2))
+    assert [found.image_size for found in together] == [image.shape[:2] for image in images]
+    assert compiled(model)._call.experimental_get_tracing_count() == 1
+
+
+def test_a_model_with_a_scale_sees_images_at_that_scale(model, photo):
+    scaled = mask_rcnn(**{**model.arguments, "scale": 1.5})
+    scaled.set_weights(model.get_weights())
+    large = np.asarray(Image.fromarray(photo).resize((105, 75), Image.Resampling.BILINEAR))
+    expected = keras_seg.segment(model, large, score_threshold=0.0, short_side=75, max_side=200)
+    found = keras_seg.segment(scaled, photo, score_threshold=0.0)
+    np.testing.assert_allclose(found.boxes * 1.5, expected.boxes, atol=1e-2)
+    # a size that is asked for counts
+    assert same(
+        keras_seg.segment(scaled, photo, score_threshold=0.0, short_side=32),
+        keras_seg.segment(model, photo, score_threshold=0.0, short_side=32),
+    )
 
 
 def test_kinds_of_images(model, photo, tmp_path):
@@ -109,6 +140,12 @@ def test_images_of_one_colour_and_of_one_pixel_or_line(model):
             {"short_side": 0},
             ValueError,
             "short_side and max_side must be positive",
+        ),
+        (
+            np.zeros((4, 4, 3), np.uint8),
+            {"precision": "half"},
+            ValueError,
+            "precision must be one of 'float32', 'bfloat16', got 'half'",
         ),
         (np.zeros((4, 4, 3), np.uint8), {"classes": ["d"]}, ValueError, "d"),
         (np.zeros((4, 4, 3), np.uint8), {"tile": 3}, TypeError, "tile"),

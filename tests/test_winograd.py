@@ -14,6 +14,7 @@ from keras_seg import winograd
 
 # Of outputs of about 6: float32 rounding, at most three times that of a direct convolution.
 TOLERANCE = 2e-5
+SEVENS = 1e-3  # blocks of 7, which only bfloat16 uses
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
@@ -83,3 +84,18 @@ def test_an_empty_batch():
         8,
         7,
     )
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("size", [(14, 14), (9, 25), (3, 3)])
+def test_blocks_of_seven(padding, size):
+    x, kernel = numbers(2, *size, 32), numbers(3, 3, 32, 8, seed=1) / 17
+    expected = direct(x, kernel, padding)
+    found = winograd.convolve(x, kernel, padding=padding, block=7)
+    np.testing.assert_allclose(found, expected, atol=SEVENS)
+    # maps in bfloat16, all between in float32: one rounding of the result
+    x = tf.cast(x, tf.bfloat16)
+    found = winograd.convolve(x, kernel, padding=padding, block=7)
+    assert found.dtype == tf.bfloat16
+    expected = direct(tf.cast(x, tf.float32).numpy(), kernel, padding)
+    np.testing.assert_allclose(tf.cast(found, tf.float32), expected, rtol=2**-8, atol=SEVENS)
