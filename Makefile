@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install test lint demo bench-unet bench-maskrcnn bench-masks bench-tiles bench-roi-align native train-isbi wheel clean
+.PHONY: install test lint demo bench-unet bench-maskrcnn bench-data bench-masks bench-tiles bench-roi-align native train-isbi wheel clean
 
 install: .venv/installed
 
@@ -40,6 +40,10 @@ bench-maskrcnn: install
 
 bench-roi-align: install
 	$(BIN)/python benchmarks/roi_align.py
+
+bench-data: install
+	$(BIN)/python benchmarks/coco_data.py
+	$(BIN)/python benchmarks/coco_data_start.py
 
 # The two rounds in which unet_isbi2012 was trained (zoo/unet_isbi2012.md), the recipe being the second; ALL=--all-data
 # for weights from all 25 slices.

@@ -62,7 +62,9 @@ def _annotation(number: int, image: int, names: list[dict], random: np.random.Ge
         shape = {"size": [HEIGHT, WIDTH], "counts": np.diff(cuts, prepend=0, append=HEIGHT * WIDTH).tolist()}
     else:
         angles = np.linspace(0, 2 * np.pi, int(random.integers(10, 41)), endpoint=False)
-        points = np.stack([x + width * (1 + np.cos(angles)) / 2, y + height * (1 + np.sin(angles)) / 2], axis=1)
+        points = np.stack(
+            [x + width * (1 + np.cos(angles)) / 2, y + height * (1 + np.sin(angles)) / 2], axis=1
+        )
         shape = [np.round(points.ravel(), 2).tolist()]
     return {
         "segmentation": shape, "area": round(width * height, 4), "iscrowd": int(crowd), "image_id": image,

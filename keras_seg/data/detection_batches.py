@@ -6,7 +6,9 @@ parallel changes nothing, and hosts agree without talking to each other.
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -218,6 +220,42 @@ class _Order:
         return int(self.epoch(epoch)[place]), number
 
 
+class _AtWork:
+    """Calls from TensorFlow's threads. When Python ends while one of them runs, its thread is stopped without an answer,
+    and TensorFlow waits for it for ever. So at the end calls are refused, and waited for until no more come: the
+    datasets' buffers are then full."""
+
+    QUIET, LONGEST = 0.2, 10.0  # seconds without a call that count as no more; seconds to wait at most
+
+    def __init__(self) -> None:
+        self.lock, self.running, self.last, self.ended = threading.Lock(), 0, 0.0, False
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.last = time.monotonic()
+            if self.ended:
+                raise RuntimeError("Python is ending")
+            self.running += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.last = time.monotonic()
+            self.running -= 1
+
+    def end(self) -> None:
+        self.ended = True
+        begun = self.last = time.monotonic()
+        while time.monotonic() - begun < self.LONGEST:
+            with self.lock:
+                if not self.running and time.monotonic() - self.last > self.QUIET:
+                    return
+            time.sleep(self.QUIET / 5)
+
+
+_AT_WORK = _AtWork()
+atexit.register(_AT_WORK.end)
+
+
 class _Maker:
     """Items by number. An image that cannot be read is left out in a single pass, and else replaced by the next of the
     file, so that the numbers of the others stay."""
@@ -231,6 +269,10 @@ class _Maker:
         self.lock = threading.Lock()
 
     def make(self, n: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
+        with _AT_WORK:
+            return self._make(n, names)
+
+    def _make(self, n: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
         first, number = self.order(int(n))
         names = [name.decode() for name in names.tolist()]
         images = len(self.source.sizes)
