@@ -98,8 +98,8 @@ def polygon_targets(
         owners: int [B, Q], the object of each polygon, from 0.
         boxes, images, objects, m: as in `window_targets`.
 
-    Drawn by pycocotools in Python, so not in an exported graph. InvalidArgumentError (ValueError in eager code): a polygon of fewer than 3 points, or
-    not finite.
+    Drawn by pycocotools in Python, so not in an exported graph. InvalidArgumentError (ValueError in eager code): a
+    polygon of fewer than 3 points, or not finite.
     """
 
     def draw(points, lengths, owners, boxes, images, objects) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -135,7 +137,17 @@ def test_seeds_choose_and_repeat():
     assert not np.array_equal(draw(None)[0], draw(None)[0])
 
 
-matched_boxes = tf.function(match_boxes, reduce_retracing=True)
+@functools.cache
+def matched_boxes(kind: str, rank: int):
+    """`match_boxes` as a graph for any number of boxes."""
+    signature = (
+        tf.TensorSpec([None, None, 4]),
+        tf.TensorSpec([None, None], tf.bool),
+        tf.TensorSpec([None] * (rank - 1) + [4]),
+    )
+    return tf.function(
+        lambda *given: match_boxes(*given, *KINDS[kind]), input_signature=signature, autograph=False
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -149,7 +161,7 @@ def test_a_padded_batch_is_matched_like_each_image(seed, kind, shared_candidates
     )
     valid = random.random((batch, truths)) < 0.7
     candidates = candidates[0] if shared_candidates else candidates
-    found = matched_boxes(*map(tf.constant, (boxes, valid, candidates)), *KINDS[kind])
+    found = matched_boxes(kind, candidates.ndim)(*map(tf.constant, (boxes, valid, candidates)))
     for image in range(batch):
         own = candidates if shared_candidates else candidates[image]
         matches, labels = match(
