@@ -188,7 +188,7 @@ def prepare(model: MaskRCNN, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Ten
             empty = -1 if name == "classes" else batch[name].dtype.as_numpy_dtype(0)
             batch[name] = tf.pad(batch[name], [[0, 0], [0, 1], *rest], constant_values=empty)
     boxes, classes = tf.cast(batch["boxes"], tf.float32), tf.cast(batch["classes"], tf.int32)
-    there = classes != -1
+    there = classes >= 0
     sound = tf.reduce_all(tf.math.is_finite(boxes), -1) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
     in_range = (classes >= -1) & (classes < model.classes)
     checks = [
@@ -432,10 +432,10 @@ def _pixels(table: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, object]:
 
 def _refuse(wrong: tf.Tensor, rule: str, values: tf.Tensor) -> tf.Operation | None:
     """An error if any of `wrong` [B, G] is true, which names them and their values [B, G, …]."""
-    message = f"Mask R-CNN: {rule}. Others are those of (image of the batch, object), counted from 0:"
+    message = f"Mask R-CNN: {rule}. Wrong are, as (image of the batch, object), counted from 0:"
     return tf.debugging.Assert(
         ~tf.reduce_any(wrong),
-        [message, tf.where(wrong), "they are", tf.boolean_mask(values, wrong)],
+        [message, tf.where(wrong), "which have", tf.boolean_mask(values, wrong)],
         summarize=20,
     )
 
