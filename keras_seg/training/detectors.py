@@ -20,7 +20,6 @@ from keras_seg.recipe import Recipe
 from keras_seg.training.plan import Plan
 
 PICTURES = 4  # images of the validation that are drawn
-KINDS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 
 def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Plan:
@@ -82,7 +81,7 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
 def score(
     model: MaskRCNN, annotations: str | Path, images: str | Path, *, batch_size: int = 1
 ) -> dict[str, float]:
-    """Figures of a model on COCO annotations: "box_AP", "box_AP50", "box_AP75", and so for "mask" and "keypoint" if the
+    """Figures of a model on COCO annotations: "bbox_AP", "bbox_AP50", "bbox_AP75", and so for "segm" and "keypoints" if the
     model has them; at as many detections an image as it gives (`metrics.coco.score`)."""
     find = evaluation.finder(model, max_detections=model.detections)
     found = list(evaluation.detections(find, annotations, images, batch_size=batch_size))
@@ -90,7 +89,7 @@ def score(
     figures = {}
     for kind in (kind for kind, there in has.items() if there):
         scored = coco.score(annotations, found, kind, max_detections=model.detections).figures
-        figures |= {f"{KINDS[kind]}_{name}": scored[name] for name in ("AP", "AP50", "AP75")}
+        figures |= {f"{kind}_{name}": scored[name] for name in ("AP", "AP50", "AP75")}
     return figures
 
 

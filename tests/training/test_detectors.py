@@ -66,7 +66,7 @@ def recipe(steps: int = 4, **training):
                 "steps": steps,
                 "optimizer": {"name": "adam", "learning_rate": 0.003, "clip_norm": 10},
                 "evaluate_every": 100, "checkpoint_every": 2, "detector": {"region_samples": 32},
-                "select": {"metric": "mask_AP50", "mode": "max"},
+                "select": {"metric": "segm_AP50", "mode": "max"},
                 **training,
             },
         }
@@ -91,16 +91,16 @@ def test_a_run_learns_judges_and_writes_its_files(squares, tmp_path, monkeypatch
     losses = [float(row["loss"]) for row in rows if row["loss"]]
     assert losses[-1] < 0.7 * losses[0]
     judged = {name: float(value) for name, value in rows[-1].items() if value}
-    assert {"val_loss", "val_loss_mask", "box_AP", "box_AP50", "mask_AP", "mask_AP75"} < set(judged)
-    assert judged["box_AP50"] > 0.2
+    assert {"val_loss", "val_loss_mask", "bbox_AP", "bbox_AP50", "segm_AP", "segm_AP75"} < set(judged)
+    assert judged["bbox_AP50"] > 0.2
     again = detectors.score(model, squares / "validation.json", squares / "validation")
-    assert again["mask_AP"] == pytest.approx(judged["mask_AP"], abs=1e-6)
+    assert again["segm_AP"] == pytest.approx(judged["segm_AP"], abs=1e-6)
     assert (tmp_path / loop.BEST).exists()
     (events,) = (tmp_path / loop.BOARD).iterdir()
     shown = {}
     for event in tf.compat.v1.train.summary_iterator(str(events)):
         shown |= {value.tag: tf.make_ndarray(value.tensor) for value in event.summary.value}
-    assert shown["mask_AP"] == pytest.approx(judged["mask_AP"], abs=1e-6) and "loss_rpn_box" in shown
+    assert shown["segm_AP"] == pytest.approx(judged["segm_AP"], abs=1e-6) and "loss_rpn_box" in shown
     assert tf.io.decode_png(shown["1"][2]).shape == (SIDE, SIDE, 3)
 
 
