@@ -71,10 +71,9 @@ def make_item(
         )
     geometry = draw_geometry(annotated.size, options.short_side, options.max_side, options.augment, random)
     picture = vary_colours(geometry.of_picture(picture), options.augment, random)
-    pixels = np.asarray(picture)
     rows, columns = (-(-side // options.multiple) * options.multiple for side in geometry.size)
-    image = np.zeros((rows, columns, 3), np.uint8)
-    image[: pixels.shape[0], : pixels.shape[1]] = pixels if pixels.ndim == 3 else pixels[..., None]
+    # padded by Pillow, whose memory is at hand, where a new array of some MB costs more than what is written to it
+    image = np.asarray(picture.crop((0, 0, columns, rows)).convert("RGB"))
     return {
         "image": image,
         "size": np.array(geometry.size, np.float32),
