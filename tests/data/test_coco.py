@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -395,3 +397,16 @@ def test_annotations_may_be_given_as_a_dictionary(tmp_path):
     annotations, images = write(tmp_path, content())
     given = data.coco(json.loads(annotations.read_text()), images, batch_size=3, **PLAIN)
     assert_same(take(given, 1), take(data.coco(annotations, images, batch_size=3, **PLAIN), 1))
+
+
+def test_python_ends_while_batches_are_being_made(tmp_path):
+    """TensorFlow would wait for ever for a call that Python stopped (the iterator is alive to the end)."""
+    files = write(tmp_path, content(images=4))
+    script = (
+        "import sys; from keras_seg import data\n"
+        "batches = iter(data.coco(sys.argv[1], sys.argv[2], short_side=1200, max_side=2000, parallel=2))\n"
+        "next(batches)\nprint('end')\n"
+    )
+    line = [sys.executable, "-c", script, *map(str, files)]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True)
+    assert ended.stdout == "end\n"
