@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install test lint demo bench-unet bench-maskrcnn bench-data bench-masks bench-tiles bench-roi-align native train-isbi wheel clean
+.PHONY: install test lint demo bench-unet bench-maskrcnn bench-train-step bench-data bench-masks bench-tiles bench-roi-align native train-isbi wheel clean
 
 install: .venv/installed
 
@@ -37,6 +37,9 @@ bench-tiles: install
 
 bench-maskrcnn: install
 	$(BIN)/python benchmarks/maskrcnn.py
+
+bench-train-step: install
+	$(BIN)/python benchmarks/train_step.py
 
 bench-roi-align: install
 	$(BIN)/python benchmarks/roi_align.py
