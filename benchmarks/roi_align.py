@@ -34,6 +34,9 @@ def main() -> None:
     )
     parser.add_argument("--tasks", nargs="*", default=["forward", "backward"])
     parser.add_argument(
+        "--boxes", type=int, nargs="*", help="leave out the cases with other numbers of boxes"
+    )
+    parser.add_argument(
         "--output", type=Path, default=HERE / "results", help="folder of roi_align.json and roi_align.md"
     )
     args = parser.parse_args()
@@ -47,6 +50,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         for boxes, bins in CASES:
+            if args.boxes is not None and boxes not in args.boxes:
+                continue
             inputs = Path(folder) / f"inputs{boxes}.npz"
             placed = write_inputs(inputs, boxes, bins, args.channels)
             for ratio in RATIOS:

@@ -170,7 +170,6 @@ BAD = [
     ({"sampling_ratio": 5000}, "sampling_ratio must be at most 4096, got 5000"),
     ({"pool": "sum"}, "pool"),
     ({"output_height": 2**31 - 1, "output_width": 2**31 - 1}, ".*"),
-    ({"output_height": 2**30, "output_width": 2**20}, ".*"),
 ]
 
 
@@ -204,7 +203,7 @@ def test_shapes_are_checked_while_a_graph_is_built(compiled):
     for change in (
         {"boxes": np.zeros((2, 3), np.float32)},
         {"box_indices": [0]},
-        {"features": [np.ones((4, 4, 3))] * 2},
+        {"features": [np.ones((4, 4, 3), np.float32)] * 2},
     ):
         with pytest.raises(ValueError):
             build(**change)
