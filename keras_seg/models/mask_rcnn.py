@@ -50,6 +50,9 @@ class MaskRCNN(keras.Model):
         self.arguments = arguments
         for field, value in arguments.items():
             setattr(self, field, value)
+        self.supports_jit = (
+            False  # how many regions there are is data; Keras would have XLA compile `fit` on a GPU
+        )
         self._samples = keras.random.SeedGenerator(name="samples")
         branches = {"loss_mask": self.masks, "loss_keypoint": self.keypoints}
         self._means = [

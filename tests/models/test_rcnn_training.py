@@ -139,6 +139,7 @@ def test_one_graph_for_all_sizes_and_numbers():
 
 def test_fit_evaluate_and_their_names():
     model, batch = tiny(masks=False), objects()
+    assert not model.supports_jit  # Keras asks where there is a GPU
     dataset = tf.data.Dataset.from_tensors(
         {name: batch[name] for name in ("image", "size", "boxes", "classes")}
     )
