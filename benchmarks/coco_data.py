@@ -1,8 +1,9 @@
-"""Images per second from COCO-format files to a detector's padded batch, against torch `DataLoader`s: `make bench-data`.
+"""Images per second from COCO-format files to a detector's padded batch, against torch `DataLoader`s: `make
+bench-data`.
 
-Two loaders in the peer's environment, with the same photographs, annotations, sizes, batches and number of workers: one does
-what torchvision's detection reference does (bitmaps of all masks, float images, resizing in float), one what Detectron2's
-does (Pillow's resizing of 8 bits, polygons stay polygons).
+Two loaders in the peer's environment, with the same photographs, annotations, sizes, batches and number of workers:
+one does what torchvision's detection reference does (bitmaps of all masks, float images, resizing in float), one what
+Detectron2's does (Pillow's resizing of 8 bits, polygons stay polygons).
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def run(commands: dict[str, list], args: argparse.Namespace) -> dict:
 
 
 def check_equal(name: str, given: dict, expected: dict, *, exact: bool) -> None:
-    """given: {image id: {"size", "boxes", "sum": of all pixels, 0-255}}. RuntimeError if another loader gives others."""
+    """given: {image id: {"size", "boxes", "sum": of all pixels, 0-255}}. RuntimeError if another loader gives
+    others."""
     if given.keys() != expected.keys():
         raise RuntimeError(f"{name}: gives other images than {OURS}")
     for number, item in given.items():

@@ -108,8 +108,8 @@ class Endless(Sampler):
 
 
 class Collate:
-    """What makes a network's batch of a list: torchvision's own transform, or padding to multiples of 32. Both are done in
-    the workers here, where the peers do it in the training process."""
+    """What makes a network's batch of a list: torchvision's own transform, or padding to multiples of 32. Both are
+    done in the workers here, where the peers do it in the training process."""
 
     def __init__(self, kind: str, short_side: int) -> None:
         self.transform = None

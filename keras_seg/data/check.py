@@ -15,7 +15,8 @@ from keras_seg import drawing
 from keras_seg.data import run_lengths
 from keras_seg.data.annotated_image import AnnotatedImage
 from keras_seg.data.coco import missing_files
-from keras_seg.data.coco_index import ERROR, CocoIndex, Problem, scan
+from keras_seg.data.coco_entries import ERROR, Problem
+from keras_seg.data.coco_index import CocoIndex, scan
 from keras_seg.data.detection_items import open_picture
 from keras_seg.data.progress import bytes_read, track
 
@@ -91,9 +92,9 @@ def check(
 ) -> Report:
     """Look through COCO annotations and their images.
 
-    annotations: JSON file. images: folder. output: folder for `samples` pictures, drawn at random, with their objects; None:
-    none are drawn. min_box_side: as of `data.coco`. read_images: whether every image is decoded, to find those that are
-    unreadable or of another size; False looks only whether they are there.
+    annotations: JSON file. images: folder. output: folder for `samples` pictures, drawn at random, with their objects;
+    None: none are drawn. min_box_side: as of `data.coco`. read_images: whether every image is decoded, to find those
+    that are unreadable or of another size; False looks only whether they are there.
 
     Errors are what `data.coco` refuses or would stumble upon; "dropped" are the objects that it leaves out; "notes" are
     worth a look. FileNotFoundError: no annotations or folder. ValueError: no COCO annotations at all.
@@ -218,7 +219,8 @@ def _draw_samples(
 
 
 def draw_annotations(annotated: AnnotatedImage, class_names: tuple[str, ...]) -> Image.Image:
-    """The image, small ones enlarged, with its objects: masks, boxes, keypoints, and labels of class and annotation id."""
+    """The image, small ones enlarged, with its objects: masks, boxes, keypoints, and labels of class and annotation
+    id."""
     from keras_seg import visualize
 
     picture = open_picture(annotated.file, annotated.name).convert("RGB")

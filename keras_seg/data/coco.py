@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_seg.data.annotated_image import AnnotatedImage
-from keras_seg.data.coco_index import DROPPED, CocoIndex, Problem, read_index
+from keras_seg.data.coco_entries import DROPPED, Problem
+from keras_seg.data.coco_index import CocoIndex, read_index
 from keras_seg.data.detection_geometry import DetectionAugmentation
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ def coco(
         images: folder that the annotations' file names are relative to. PNG, JPEG or TIFF, grey or RGB; the EXIF
             orientation is applied.
         batch_size: images a batch, of this host.
-        short_side: of the resized images, pixels; (low, high): drawn anew for each image; None: images stay as they are.
-        max_side: the most that the longer side may have, then the shorter is less; None: 1333, or short_side if that is more.
+        short_side: of the resized images, pixels; (low, high): drawn anew for each image; None: images stay as they
+        are.
+        max_side: the most that the longer side may have, then the shorter is less; None: 1333, or short_side if that
+        is more.
         augment: a `DetectionAugmentation`; True for its default, mirroring; False for none.
         masks, keypoints: whether batches have them; None: if the annotations do.
         keypoint_mirror: of each keypoint the place of the one that it becomes in a mirror; None: told by "left" and
@@ -69,12 +72,12 @@ def coco(
         start: number of batches to leave out at the start.
         repeat: False ends after one pass; the last batch may then be smaller.
         shuffle: None: if repeat; False keeps the order of the file, up to the grouping by shape.
-        shard: (number, how many) of this host: the batches of all hosts, one after the other, are the batches of one host
-            with as many times the batch size.
+        shard: (number, how many) of this host: the batches of all hosts, one after the other, are the batches of one
+            host with as many times the batch size.
         parallel: threads that make images; None lets tf.data choose.
-        max_unreadable: images that may turn out unreadable (or of another size than annotated) before training stops with
-            an error that names them. Each is left out, with a warning; where `repeat`, the next one of the file takes its
-            place.
+        max_unreadable: images that may turn out unreadable (or of another size than annotated) before training stops
+            with an error that names them. Each is left out, with a warning; where `repeat`, the next one of the file takes
+            its place.
 
     Returns: dictionaries of "image" uint8 [B, H, W, 3], "size" float32 [B, 2], "image_id" int64 [B], "boxes" float32
     [B, G, 4], "classes" int32 [B, G], "crowd" bool [B, G], and, as the annotations have them, of polygons, bitmaps and
@@ -154,7 +157,8 @@ def open_source(
         if bare:
             ids = ", ".join(map(str, bare[:SHOWN])) + (", …" if len(bare) > SHOWN else "")
             raise ValueError(
-                f"{index.path}: {len(bare)} of {len(index.rows)} annotations have no segmentation (ids {ids}): mend them, "
+                f"{index.path}: {len(bare)} of {len(index.rows)} annotations have no segmentation (ids {ids}): mend "
+                f"them, "
                 "or train boxes only with masks=False"
             )
     return source

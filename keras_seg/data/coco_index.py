@@ -10,19 +10,29 @@ outside the image) is dropped, counted and reported.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from keras_seg.data import run_lengths
 from keras_seg.data.annotated_image import AnnotatedImage
+from keras_seg.data.coco_entries import (
+    DROPPED,
+    ERROR,
+    NOTE,
+    Categories,
+    Images,
+    Objects,
+    Problem,
+    as_array,
+    short,
+)
 from keras_seg.data.json_stream import sections
 
-__all__ = ["CocoIndex", "Problem", "read_index", "scan", "summarise"]
+__all__ = ["CocoIndex", "read_index", "scan", "summarise"]
 
 SHOWN = 10  # problems in a message
 # COCO's keypoints name a pixel by its index, ours are continuous: the centre of pixel i is i + 0.5 (as Detectron2).
@@ -30,24 +40,6 @@ PIXEL_CENTRE = 0.5
 CHARACTERS_AT_ONCE = 300_000  # of run lengths that are checked together: some tens of MB
 BOXES_AT_ONCE = 100_000
 OUT_BY = 1.0  # pixels by which a box must leave the image for its clipping to be reported
-ERROR, DROPPED, NOTE = "error", "dropped", "note"
-
-
-class Problem(NamedTuple):
-    """kind: "error", "dropped" or "note". section: "images", "annotations" or "categories". id: of the entry, or its
-    place "number 3" where it has none. field, message: what is wrong."""
-
-    kind: str
-    section: str
-    id: int | str | None
-    field: str
-    message: str
-
-    def __str__(self) -> str:
-        one = {"images": "image", "annotations": "annotation", "categories": "category"}.get(
-            self.section, self.section
-        )
-        return f"{one}{'' if self.id is None else f' {self.id}'}: {self.field}: {self.message}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +49,12 @@ class CocoIndex:
     path: for messages. class_names: of each class. category_ids: int64 [K], COCO's of each class, rising: classes
     are 0 … K - 1 however many gaps the ids have. keypoint_names: of each keypoint; none: ().
     image_ids: int64 [I]. sizes: int32 [I, 2], height, width.
-    starts: int64 [I + 1], rows: int32 [O]: the objects of image i are rows[starts[i]:starts[i + 1]] of the arrays below.
+    starts: int64 [I + 1], rows: int32 [O]: the objects of image i are rows[starts[i]:starts[i + 1]] of the arrays
+    below.
     ids: int64, boxes: float64 [·, 4] x1, y1, x2, y2, classes: int32, crowd: bool; keypoints: float32 [·, K, 3] as
     in the file. Polygons: object r has polygons polygon_splits[r] … of which p has numbers point_splits[p] … of
-    `decimals`, x, y, x, y, …, float64, or int32 hundredths where that loses nothing. Run lengths: object r has characters run_splits[r] … of `runs`, uint8.
+    `decimals`, x, y, x, y, …, float64, or int32 hundredths where that loses nothing. Run lengths: object r has
+    characters run_splits[r] … of `runs`, uint8.
     """
 
     path: str
@@ -196,14 +190,14 @@ def scan(
         path, entries = "annotations", _entries(annotations)
     else:
         path, entries = str(annotations), sections(annotations, on_bytes)
-    images, objects, categories = _Images(problems), _Objects(problems), _Categories(problems)
+    images, objects, categories = Images(problems), Objects(problems), Categories(problems)
     readers = {"images": images.add, "annotations": objects.add, "categories": categories.add}
     found: dict[str, int] = {}
     for key, place, value in entries:
         if key not in readers:
             continue
         if place is None:
-            raise ValueError(f"{path}: {key}: must be a list, not {_short(value)}")
+            raise ValueError(f"{path}: {key}: must be a list, not {short(value)}")
         if place < 0:
             found[key] = 0
             continue
@@ -212,7 +206,7 @@ def scan(
             readers[key](value, place)
         else:
             problems.append(
-                Problem(ERROR, key, f"number {place} of the list", "entry", f"an object, not {_short(value)}")
+                Problem(ERROR, key, f"number {place} of the list", "entry", f"an object, not {short(value)}")
             )
     if missing := [key for key in readers if key not in found]:
         raise ValueError(f"{path}: has no {', no '.join(missing)}: not COCO annotations")
@@ -229,235 +223,21 @@ def _entries(annotations: Mapping[str, Any]) -> Iterator[tuple[str, int | None, 
             yield key, None, value
 
 
-# -- entries into columns --------------------------------------------------------------------------------------
-
-
-class _Images:
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        self.ids, self.sizes, self.names, self.splits = array("q"), array("q"), bytearray(), array("q", [0])
-
-    def add(self, image: dict, place: int) -> None:
-        name = _identity(image, place)
-        fields = [_integer(image, field) for field in ("id", "height", "width")]
-        file_name = image.get("file_name")
-        wrong = [(f, m) for f, m in zip(("id", "height", "width"), fields, strict=True) if isinstance(m, str)]
-        if not wrong:
-            wrong = [
-                (f, f"must be 1 or more, not {v}")
-                for f, v in zip(("height", "width"), fields[1:], strict=True)
-                if v < 1
-            ]
-        if not (isinstance(file_name, str) and file_name):
-            wrong.append(("file_name", _expected("a name", image, "file_name")))
-        self.problems += [Problem(ERROR, "images", name, *w) for w in wrong]
-        if not wrong:
-            self.ids.append(fields[0])
-            self.sizes.extend(fields[1:])
-            self.names += file_name.encode("utf-8", "surrogatepass")
-            self.splits.append(len(self.names))
-
-
-class _Categories:
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        self.names: dict[int, str] = {}
-        self.keypoints: dict[int, tuple[str, ...]] = {}
-
-    def add(self, category: dict, place: int) -> None:
-        entry = _identity(category, place)
-        number, name, keypoints = (
-            _integer(category, "id"),
-            category.get("name"),
-            category.get("keypoints", []),
-        )
-        wrong = []
-        if isinstance(number, str):
-            wrong.append(("id", number))
-        elif number in self.names:
-            wrong.append(("id", "is there twice"))
-        if not (isinstance(name, str) and name):
-            wrong.append(("name", _expected("a name", category, "name")))
-        if not (isinstance(keypoints, list) and all(isinstance(k, str) for k in keypoints)):
-            wrong.append(("keypoints", _expected("a list of names", category, "keypoints")))
-        self.problems += [Problem(ERROR, "categories", entry, *w) for w in wrong]
-        if not wrong:
-            self.names[number] = name
-            if keypoints:
-                self.keypoints[number] = tuple(keypoints)
-
-
-class _Decimals:
-    """float64 numbers that are kept as whole hundredths, int32, as long as nothing is lost: COCO's have two decimals,
-    and their nearest float64 is what hundredths / 100 gives."""
-
-    AT_ONCE = 2**16
-
-    def __init__(self) -> None:
-        self.fresh, self.kept, self.typecode = array("d"), array("i"), "i"
-
-    def __len__(self) -> int:
-        return len(self.kept) + len(self.fresh)
-
-    def settle(self) -> np.ndarray:
-        """All so far, int32 hundredths or float64."""
-        if len(self.fresh):
-            values, self.fresh = _array(self.fresh, np.float64), array("d")
-            if self.typecode == "i":
-                hundredths = np.rint(values * 100)
-                if (hundredths / 100 == values).all() and (np.abs(hundredths) < 2**31).all():  # not so of NaN
-                    self.kept.frombytes(hundredths.astype(np.int32).view(np.uint8))
-                    return _array(self.kept, np.int32)
-                self.typecode, self.kept = "d", array("d", (_array(self.kept, np.int32) / 100).tobytes())
-            self.kept.frombytes(values.view(np.uint8))
-        return _array(self.kept, np.dtype(self.typecode))
-
-
-class _Objects:
-    """Annotations as they come; a field's type is checked by the array that takes it."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        self.ids, self.images, self.categories = array("q"), array("q"), array("q")
-        self.crowd, self.boxes = array("b"), array("d")
-        self.points, self.point_splits, self.polygon_splits = _Decimals(), array("q", [0]), array("q", [0])
-        self.runs, self.run_splits, self.run_sizes = bytearray(), array("q", [0]), array("q")
-        self.keypoints, self.keypoint_splits = array("f"), array("q", [0])
-
-    def add(self, annotation: dict, place: int) -> None:
-        if wrong := self._add(annotation):
-            self.problems += [Problem(ERROR, "annotations", _identity(annotation, place), *w) for w in wrong]
-
-    def _add(self, annotation: dict) -> list[tuple[str, str]]:
-        if len(self.points.fresh) > _Decimals.AT_ONCE:
-            self.points.settle()
-        points, settled = self.points.fresh, len(self.points.kept)
-        columns = (
-            self.ids, self.images, self.categories, self.crowd, self.boxes, points, self.point_splits,
-            self.polygon_splits, self.runs, self.run_splits, self.run_sizes, self.keypoints, self.keypoint_splits,
-        )  # fmt: skip
-        lengths = None
-        try:
-            number, image, category = annotation["id"], annotation["image_id"], annotation["category_id"]
-            x, y, width, height = annotation["bbox"]
-            shape = annotation.get("segmentation")
-            keypoints = annotation.get("keypoints")
-            lengths = [len(column) for column in columns]
-            self.ids.append(number)
-            self.images.append(image)
-            self.categories.append(category)
-            self.crowd.append(annotation.get("iscrowd", 0))
-            self.boxes.extend((x, y, width, height))
-            if shape:
-                if type(shape) is list:
-                    for polygon in shape:
-                        points.fromlist(polygon)
-                        self.point_splits.append(settled + len(points))
-                else:
-                    self._add_runs(shape)
-            if keypoints:
-                self.keypoints.fromlist(keypoints)
-            self.polygon_splits.append(len(self.point_splits) - 1)
-            self.run_splits.append(len(self.runs))
-            self.keypoint_splits.append(len(self.keypoints))
-            return []
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            for column, length in zip(columns, lengths or (), strict=False):
-                del column[length:]
-            return _wrong_fields(annotation) or [("entry", f"cannot be read ({error})")]
-
-    def _add_runs(self, shape: dict) -> None:
-        height, width = shape["size"]
-        counts = shape["counts"]
-        self.run_sizes.extend((len(self.ids) - 1, height, width))
-        if isinstance(counts, str):
-            self.runs += counts.encode("ascii", "replace")
-        elif isinstance(counts, bytes):
-            self.runs += counts
-        else:
-            self.runs += run_lengths.to_characters(array("q", counts))
-
-
-def _wrong_fields(annotation: dict) -> list[tuple[str, str]]:
-    """What `_Objects` could not take, told field by field."""
-    wrong = [
-        (f, m) for f in ("id", "image_id", "category_id") if isinstance(m := _integer(annotation, f), str)
-    ]
-    if annotation.get("iscrowd", 0) not in (0, 1):
-        wrong.append(("iscrowd", _expected("0 or 1", annotation, "iscrowd")))
-    box = annotation.get("bbox")
-    if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))):
-        wrong.append(("bbox", _expected("[x, y, width, height]", annotation, "bbox")))
-    shape = annotation.get("segmentation")
-    if isinstance(shape, list):
-        for k, polygon in enumerate(shape):
-            if not (isinstance(polygon, list) and all(map(_is_number, polygon))):
-                wrong.append(
-                    ("segmentation", f"polygon {k} must be a list of numbers x, y, …, not {_short(polygon)}")
-                )
-                break
-    elif isinstance(shape, dict):
-        size, counts = shape.get("size"), shape.get("counts")
-        if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(s, int) for s in size)):
-            wrong.append(("segmentation", f"size must be [height, width], not {_short(size)}"))
-        if not (
-            isinstance(counts, str | bytes)
-            or (isinstance(counts, list | tuple) and all(isinstance(c, int) for c in counts))
-        ):
-            wrong.append(
-                ("segmentation", f"counts must be run lengths, a string or a list, not {_short(counts)}")
-            )
-        elif not isinstance(counts, str | bytes) and not all(0 <= c < 2**32 for c in counts):
-            wrong.append(("segmentation", "counts has a run below 0 or longer than any image"))
-    elif shape is not None:
-        wrong.append(("segmentation", f"polygons or run lengths expected, not {_short(shape)}"))
-    keypoints = annotation.get("keypoints")
-    if keypoints is not None and not (isinstance(keypoints, list) and all(map(_is_number, keypoints))):
-        wrong.append(("keypoints", _expected("a list of x, y, visibility", annotation, "keypoints")))
-    return wrong
-
-
-def _integer(entry: dict, field: str) -> int | str:
-    """The field's value, or what is wrong with it."""
-    value = entry.get(field)
-    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
-        return value
-    return _expected("a whole number", entry, field)
-
-
-def _expected(what: str, entry: dict, field: str) -> str:
-    return f"must be {what}, not {_short(entry[field])}" if field in entry else f"is missing; must be {what}"
-
-
-def _identity(entry: dict, place: int) -> int | str:
-    value = entry.get("id")
-    return value if isinstance(value, int) and not isinstance(value, bool) else f"number {place} of the list"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 # -- columns into an index -------------------------------------------------------------------------------------
 
 
 def _index(
     path: str,
-    images: _Images,
-    objects: _Objects,
-    categories: _Categories,
+    images: Images,
+    objects: Objects,
+    categories: Categories,
     problems: list[Problem],
     min_box_side: float,
 ) -> CocoIndex | None:
-    image_ids, sizes = _array(images.ids, np.int64), _array(images.sizes, np.int64).reshape(-1, 2)
-    name_splits = _array(images.splits, np.int64)
+    image_ids, sizes = as_array(images.ids, np.int64), as_array(images.sizes, np.int64).reshape(-1, 2)
+    name_splits = as_array(images.splits, np.int64)
     problems += [Problem(ERROR, "images", i, "id", "is there twice") for i in _repeated(image_ids)]
-    ids, boxes = _array(objects.ids, np.int64), _array(objects.boxes, np.float64).reshape(-1, 4)
+    ids, boxes = as_array(objects.ids, np.int64), as_array(objects.boxes, np.float64).reshape(-1, 4)
     problems += [Problem(ERROR, "annotations", i, "id", "is there twice") for i in _repeated(ids)]
 
     def error(rows: np.ndarray, field: str, message: str | Callable[[int], str]) -> None:
@@ -466,13 +246,13 @@ def _index(
             problems.append(Problem(ERROR, "annotations", int(ids[r]), field, text))
 
     order = np.argsort(image_ids, kind="stable")
-    image, known = _look_up(image_ids[order], _array(objects.images, np.int64))
+    image, known = _look_up(image_ids[order], as_array(objects.images, np.int64))
     image = order[image] if len(order) else image
     error(np.flatnonzero(~known), "image_id", lambda r: f"no image has the id {objects.images[r]}")
     category_ids = np.array(sorted(categories.names), np.int64)
-    classes, known = _look_up(category_ids, _array(objects.categories, np.int64))
+    classes, known = _look_up(category_ids, as_array(objects.categories, np.int64))
     error(np.flatnonzero(~known), "category_id", lambda r: f"no category has the id {objects.categories[r]}")
-    crowd = _array(objects.crowd, np.int8)
+    crowd = as_array(objects.crowd, np.int8)
     error(np.flatnonzero((crowd != 0) & (crowd != 1)), "iscrowd", lambda r: f"must be 0 or 1, not {crowd[r]}")
     finite = np.isfinite(boxes).all(axis=1)
     error(np.flatnonzero(~finite), "bbox", lambda r: f"must be finite, not {boxes[r].tolist()}")
@@ -509,17 +289,12 @@ def _index(
         classes=classes.astype(np.int32),
         crowd=crowd == 1,
         decimals=objects.points.settle(),
-        point_splits=_array(objects.point_splits, np.int64),
-        polygon_splits=_array(objects.polygon_splits, np.int64),
+        point_splits=as_array(objects.point_splits, np.int64),
+        polygon_splits=as_array(objects.polygon_splits, np.int64),
         runs=np.frombuffer(objects.runs, np.uint8),
-        run_splits=_array(objects.run_splits, np.int64),
+        run_splits=as_array(objects.run_splits, np.int64),
         keypoints=keypoints,
     )
-
-
-def _array(values: array, dtype: type) -> np.ndarray:
-    """A view, nothing is copied."""
-    return np.frombuffer(values, dtype) if len(values) else np.zeros(0, dtype)
 
 
 def _repeated(ids: np.ndarray) -> list[int]:
@@ -535,8 +310,8 @@ def _look_up(table: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return place, table[place] == values
 
 
-def _check_polygons(objects: _Objects, error: Callable) -> None:
-    splits, of_object = _array(objects.point_splits, np.int64), _array(objects.polygon_splits, np.int64)
+def _check_polygons(objects: Objects, error: Callable) -> None:
+    splits, of_object = as_array(objects.point_splits, np.int64), as_array(objects.polygon_splits, np.int64)
     lengths = np.diff(splits)
     owner = np.repeat(np.arange(len(of_object) - 1), np.diff(of_object))
     first = of_object[owner]
@@ -556,12 +331,12 @@ def _check_polygons(objects: _Objects, error: Callable) -> None:
 
 
 def _check_runs(
-    objects: _Objects, ids: np.ndarray, image: np.ndarray, sizes: np.ndarray, error: Callable
+    objects: Objects, ids: np.ndarray, image: np.ndarray, sizes: np.ndarray, error: Callable
 ) -> np.ndarray:
     """int64 [O]: the pixels of each mask; -1 of objects without run lengths."""
-    table = _array(objects.run_sizes, np.int64).reshape(-1, 3)
+    table = as_array(objects.run_sizes, np.int64).reshape(-1, 3)
     rows, own = table[:, 0], table[:, 1:]
-    splits, characters = _array(objects.run_splits, np.int64), np.frombuffer(objects.runs, np.uint8)
+    splits, characters = as_array(objects.run_splits, np.int64), np.frombuffer(objects.runs, np.uint8)
     area = np.full(len(ids), -1, np.int64)
     if not len(sizes):
         return area
@@ -587,7 +362,7 @@ def _check_runs(
     return area
 
 
-def _keypoint_names(categories: _Categories, problems: list[Problem]) -> tuple[str, ...]:
+def _keypoint_names(categories: Categories, problems: list[Problem]) -> tuple[str, ...]:
     """The keypoints' names, which all categories that have any share."""
     several = list(categories.keypoints.items())
     for number, names in several[1:]:
@@ -597,9 +372,9 @@ def _keypoint_names(categories: _Categories, problems: list[Problem]) -> tuple[s
     return several[0][1] if several else ()
 
 
-def _keypoints(objects: _Objects, number: int, error: Callable) -> np.ndarray:
+def _keypoints(objects: Objects, number: int, error: Callable) -> np.ndarray:
     """float32 [O, K, 3], zeros where an object has none."""
-    splits = _array(objects.keypoint_splits, np.int64)
+    splits = as_array(objects.keypoint_splits, np.int64)
     lengths = np.diff(splits)
     error(
         np.flatnonzero((lengths > 0) & (lengths != 3 * number)),
@@ -610,7 +385,7 @@ def _keypoints(objects: _Objects, number: int, error: Callable) -> np.ndarray:
     )
     if not number or ((lengths > 0) & (lengths != 3 * number)).any():
         return np.zeros((len(lengths), number, 3), np.float32)
-    values = _array(objects.keypoints, np.float32).reshape(-1, number, 3)
+    values = as_array(objects.keypoints, np.float32).reshape(-1, number, 3)
     present = np.flatnonzero(lengths)
     legal = np.isfinite(values).all(axis=(1, 2))
     error(present[~legal], "keypoints", "are NaN or infinite")

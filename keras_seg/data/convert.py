@@ -31,7 +31,8 @@ CIRCLE_POINTS = 64  # corners of the polygon that stands for a circle or an elli
 
 @dataclass
 class Converted:
-    """What a conversion wrote: the file, how many images and annotations, and what could not be taken, one line each."""
+    """What a conversion wrote: the file, how many images and annotations, and what could not be taken, one line
+    each."""
 
     path: Path
     images: int
@@ -60,9 +61,9 @@ def from_label_images(
 ) -> Converted:
     """COCO JSON of images whose objects are given by numbers: 0 background, k > 0 an object.
 
-    images, labels: folders whose files pair by their names (but for the ending, and `label_suffix` after a label's name),
-    or two TIFF stacks. A stack's pages become TIFF files in a folder beside `output`, named like it. Labels are PNG or
-    TIFF. overwrite: whether files that exist are replaced.
+    images, labels: folders whose files pair by their names (but for the ending, and `label_suffix` after a label's
+    name), or two TIFF stacks. A stack's pages become TIFF files in a folder beside `output`, named like it. Labels are
+    PNG or TIFF. overwrite: whether files that exist are replaced.
 
     Raises FileNotFoundError, FileExistsError, or ValueError: images without labels and labels without an image (all are
     named), sizes that differ, labels below 0, with fractions, or colours.
@@ -179,7 +180,8 @@ def _stack_pages(images: Path, labels: Path, output: Path, overwrite: bool) -> l
     pages, masks = read_stack(images), read_stack(labels)
     if len(pages) != len(masks) or masks.ndim != 3:
         raise ValueError(
-            f"{labels}: labels of shape {list(masks.shape)} for images of shape {list(pages.shape)}; one grey page an image"
+            f"{labels}: labels of shape {list(masks.shape)} for images of shape {list(pages.shape)}; one grey page an "
+            f"image"
         )
     folder = output.with_suffix("")
     if folder.exists() and not overwrite:
@@ -208,9 +210,10 @@ def from_labelme(
 ) -> Converted:
     """COCO JSON of LabelMe's JSON files in a folder (and below), whose images lie where `imagePath` says.
 
-    Polygons, rectangles, circles and masks become objects; those with one label and one group_id make up one object. Points
-    and lines have no area: they are left out, and told. File names are relative to `folder`. class_names: the classes in
-    their order; None: all labels in alphabetic order. overwrite: whether a file that exists is replaced.
+    Polygons, rectangles, circles and masks become objects; those with one label and one group_id make up one object.
+    Points
+    and lines have no area: they are left out, and told. File names are relative to `folder`. class_names: the classes
+    in their order; None: all labels in alphabetic order. overwrite: whether a file that exists is replaced.
 
     Raises FileNotFoundError (images that are missing, all of them), FileExistsError, or ValueError: no LabelMe files,
     malformed ones (file and shape are named), labels that are no class.
@@ -237,7 +240,8 @@ def from_labelme(
         for k, shape in enumerate(content["shapes"]):
             where = f"{path}: shape {k}"
             if not (isinstance(shape, dict) and isinstance(shape.get("label"), str)):
-                raise ValueError(f"{where}: must have a label, got {str(shape)[:60]}")  # noqa: TRY004 -- a file's content
+                found = str(shape)[:60]
+                raise ValueError(f"{where}: must have a label, got {found}")  # noqa: TRY004 -- a file's content
             outline = _labelme_outline(shape, size, where)
             if outline is None:
                 collected.left_out.append(
@@ -304,9 +308,10 @@ def from_via(
 ) -> Converted:
     """COCO JSON of a project or an annotation export (JSON) of VIA, the VGG Image Annotator, versions 1 and 2.
 
-    images: folder of the images, which tell their sizes. attribute: the region attribute that holds the class; None: the
-    only one that there is, or, where there is none, the one class "object". Polygons, rectangles, circles and ellipses
-    become objects; points and polylines are left out, and told. class_names, overwrite and errors as of `from_labelme`.
+    images: folder of the images, which tell their sizes. attribute: the region attribute that holds the class; None:
+    the only one that there is, or, where there is none, the one class "object". Polygons, rectangles, circles and
+    ellipses become objects; points and polylines are left out, and told. class_names, overwrite and errors as of
+    `from_labelme`.
     """
     project, images, output = Path(project), Path(images), _output(output, overwrite)
     content = _load(project)

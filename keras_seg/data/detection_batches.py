@@ -1,7 +1,7 @@
 """Annotated images to batches for a detector: which images make up which batch, and the `tf.data` around it.
 
-Which image stands where, and how it is varied, depends on the seed and its number alone. So a run resumes exactly, work in
-parallel changes nothing, and hosts agree without talking to each other.
+Which image stands where, and how it is varied, depends on the seed and its number alone. So a run resumes exactly,
+work in parallel changes nothing, and hosts agree without talking to each other.
 """
 
 from __future__ import annotations
@@ -177,9 +177,9 @@ def epoch_order(
 ) -> np.ndarray:
     """The images of one pass, batch after batch: int64 [n].
 
-    ratios: float [I], width over height of each image; images of similar ratio share a batch, the few that are left over
-    of each kind make mixed ones. complete: leave out the last images (fewer than a batch, others in each pass) that fill
-    none; of fewer images than a batch, take some again instead.
+    ratios: float [I], width over height of each image; images of similar ratio share a batch, the few that are left
+    over of each kind make mixed ones. complete: leave out the last images (fewer than a batch, others in each pass)
+    that fill none; of fewer images than a batch, take some again instead.
     """
     images = len(ratios)
     order = np.random.default_rng([seed, epoch]).permutation(images) if shuffle else np.arange(images)
@@ -236,9 +236,9 @@ class _Order:
 
 
 class _AtWork:
-    """Calls from TensorFlow's threads. When Python ends while one of them runs, its thread is stopped without an answer,
-    and TensorFlow waits for it for ever. So at the end calls are refused, and waited for until no more come: the
-    datasets' buffers are then full."""
+    """Calls from TensorFlow's threads. When Python ends while one of them runs, its thread is stopped without an
+    answer, and TensorFlow waits for it for ever. So at the end calls are refused, and waited for until no more come:
+    the datasets' buffers are then full."""
 
     QUIET, LONGEST = 0.2, 10.0  # seconds without a call that count as no more; seconds to wait at most
 
@@ -334,7 +334,8 @@ def _mirror(names: Sequence[str], given: Sequence[int] | None, mirrors: bool) ->
     if given is not None:
         if sorted(given) != list(range(len(names))) or any(given[given[k]] != k for k in range(len(names))):
             raise ValueError(
-                f"keypoint_mirror: must give each of {len(names)} keypoints the place of its counterpart, got {list(given)}"
+                f"keypoint_mirror: must give each of {len(names)} keypoints the place of its counterpart, got "
+                f"{list(given)}"
             )
         return list(given)
     return mirrored_keypoints(names) if mirrors else list(range(len(names)))
@@ -369,7 +370,8 @@ def _check(
     max_side = max(MAX_SIDE, high) if max_side is None else max_side
     if not 0 < low <= high <= max_side:
         raise ValueError(
-            f"short_side: must be a number or (low, high), positive and at most max_side, got {short_side} and {max_side}"
+            f"short_side: must be a number or (low, high), positive and at most max_side, got {short_side} and "
+            f"{max_side}"
         )
     if low != high and options == NO_AUGMENTATION:
         raise ValueError(f"short_side: a range, {short_side}, but augment=False: give one number")

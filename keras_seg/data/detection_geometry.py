@@ -1,7 +1,7 @@
 """How an image and its objects are brought to the network's size: one geometry for pixels, boxes, masks and keypoints.
 
-An image is resized, a window of the result is kept, and that is turned or mirrored. The three are drawn once for an image
-and then applied to everything, so that image and objects cannot part.
+An image is resized, a window of the result is kept, and that is turned or mirrored. The three are drawn once for an
+image and then applied to everything, so that image and objects cannot part.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ def draw_geometry(
     """A random geometry for an image of `size` (height, width).
 
     short_side: of the resized image, pixels; (low, high): drawn from the whole numbers between; None: not resized.
-    max_side: the most that its longer side may have; without effect where short_side is None or with large_scale_jitter.
+    max_side: the most that its longer side may have; without effect where short_side is None or with
+    large_scale_jitter.
     """
     height, width = size
     if options.large_scale_jitter:

@@ -66,7 +66,8 @@ def make_item(
     height, width = annotated.size
     if (picture.height, picture.width) != (height, width):
         raise ValueError(
-            f"{annotated.name}: the image has {picture.height}x{picture.width} pixels (height x width), its annotations "
+            f"{annotated.name}: the image has {picture.height}x{picture.width} pixels (height x width), its "
+            f"annotations "
             f"say {height}x{width}"
         )
     geometry = draw_geometry(annotated.size, options.short_side, options.max_side, options.augment, random)

@@ -1,7 +1,7 @@
 """COCO run lengths of many objects at once: from characters to runs, and from runs to the pixels around an object.
 
-`ops.rle` has the coding of one mask; here an image's objects are decoded together, since a loop over 400 nuclei in Python
-would take longer than everything else that is done with their image.
+`ops.rle` has the coding of one mask; here an image's objects are decoded together, since a loop over 400 nuclei in
+Python would take longer than everything else that is done with their image.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LONGEST = 7  # characters of a number
 class Windows(NamedTuple):
     """The pixels of N masks within their own bounding boxes.
 
-    bounds: int64 [N, 4], y1, x1, y2, x2 (exclusive), pixels; all 0 for an empty mask. starts: int64 [N + 1], of each mask
-    in `pixels`, uint8 of 0 and 1, column by column.
+    bounds: int64 [N, 4], y1, x1, y2, x2 (exclusive), pixels; all 0 for an empty mask. starts: int64 [N + 1], of each
+    mask in `pixels`, uint8 of 0 and 1, column by column.
     """
 
     bounds: np.ndarray
@@ -51,8 +51,8 @@ def counts(characters: np.ndarray, splits: np.ndarray) -> tuple[np.ndarray, np.n
     negative = bits[ends] & (MORE >> 1) != 0
     values[negative] -= np.int64(1) << np.minimum(BITS * (ends - begins + 1)[negative], 62)
     run_splits = np.concatenate([[0], np.cumsum(last)])[splits]
-    # From a mask's fourth number on, each is the difference to the one before the last: two interleaved sums, each begun
-    # anew at every mask. The first number of a mask stands by itself.
+    # From a mask's fourth number on, each is the difference to the one before the last: two interleaved sums, each
+    # begun anew at every mask. The first number of a mask stands by itself.
     mask = np.repeat(np.arange(len(splits) - 1), np.diff(run_splits))
     within = np.arange(len(values)) - run_splits[mask]
     for parity in (0, 1):

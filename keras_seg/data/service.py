@@ -1,8 +1,9 @@
 """Batches made in one process and used in others: `tf.data` service around the datasets of this package.
 
-Their images are decoded and augmented by Python functions, which a plain remote worker of `tf.data` service cannot run. So
-dispatcher and worker live in the process that made the dataset (`serve`), and consumers anywhere read from it (`receive`).
-For more than one machine that makes batches, serve shards of the data and interleave them (docs/coco_data.md).
+Their images are decoded and augmented by Python functions, which a plain remote worker of `tf.data` service cannot
+run. So dispatcher and worker live in the process that made the dataset (`serve`), and consumers anywhere read from it
+(`receive`). For more than one machine that makes batches, serve shards of the data and interleave them
+(docs/coco_data.md).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Service:
 def serve(dataset: tf.data.Dataset, *, port: int = 0, host: str = "localhost") -> Service:
     """Offer a dataset's batches to other processes.
 
-    port: of the dispatcher; 0 takes a free one. host: this machine's name, as consumers know it. Whoever reaches the port
-    can read the data and run graphs here: only open it to machines that you trust.
+    port: of the dispatcher; 0 takes a free one. host: this machine's name, as consumers know it. Whoever reaches the
+    port can read the data and run graphs here: only open it to machines that you trust.
     """
     import tensorflow as tf
 
@@ -58,8 +59,8 @@ def serve(dataset: tf.data.Dataset, *, port: int = 0, host: str = "localhost") -
 def receive(address: str, element_spec: Any, *, in_order: bool = True) -> tf.data.Dataset:
     """The batches that `serve` offers at an address.
 
-    element_spec: the served dataset's, `dataset.element_spec`. in_order: in the served order, of one consumer alone the same
-    batches as without service; False may be faster. Several consumers each get all batches.
+    element_spec: the served dataset's, `dataset.element_spec`. in_order: in the served order, of one consumer alone
+    the same batches as without service; False may be faster. Several consumers each get all batches.
     """
     import tensorflow as tf
 

@@ -43,7 +43,8 @@ def write_tfrecords(
 ) -> Path:
     """Write the folder `output` with shards `data-00000-of-00008.tfrecord` … and their index, and return it.
 
-    annotations, images, keep_empty, min_box_side: as of `data.coco`; the image files go in as they are. shards: how many;
+    annotations, images, keep_empty, min_box_side: as of `data.coco`; the image files go in as they are. shards: how
+    many;
     None: one for every 512 images. overwrite: whether an existing folder is replaced.
 
     The folder appears when it is complete; what an interrupted run leaves has another name. Raises as `data.coco`, and
@@ -102,8 +103,8 @@ def write_tfrecords(
 
 
 def tfrecords(folder: str | Path, **options: Any) -> tf.data.Dataset:
-    """The batches of a folder that `write_tfrecords` made: the same, one by one, that `data.coco` gives of the annotations
-    it was made of, with the same options.
+    """The batches of a folder that `write_tfrecords` made: the same, one by one, that `data.coco` gives of the
+    annotations it was made of, with the same options.
 
     options: those of `data.coco`, but for `keep_empty`, which was decided when the folder was written.
 
@@ -164,7 +165,8 @@ class RecordSource:
         with file.open("rb") as stream:
             stream.seek(first - FRAME[0])
             framed = stream.read(length + FRAME[0])
-        # of the frame the length alone is looked at: a damaged image does not decode, a damaged annotation does not parse
+        # of the frame the length alone is looked at: a damaged image does not decode, a damaged annotation does not
+        # parse
         if len(framed) < FRAME[0] or struct.unpack("<Q", framed[:8])[0] != length:
             raise ValueError(
                 f"{file}: no record at byte {first - FRAME[0]}: damaged, or of another conversion"

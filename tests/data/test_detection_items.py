@@ -32,8 +32,8 @@ def options(**changes) -> ItemOptions:
 def rectangles(
     boxes: list, size: tuple[int, int], file: Path | bytes, *, crowd: bool = False
 ) -> AnnotatedImage:
-    """An image with objects that fill their boxes (whole pixels), each both as polygon and as run lengths; keypoints are
-    the box's first corner, the middle of its left and of its right side."""
+    """An image with objects that fill their boxes (whole pixels), each both as polygon and as run lengths; keypoints
+    are the box's first corner, the middle of its left and of its right side."""
     boxes = np.array(boxes, np.float64).reshape(-1, 4)
     masks = [np.zeros(size, bool) for _ in boxes]
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int), strict=True):
