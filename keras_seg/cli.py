@@ -1,4 +1,4 @@
-"""The command `keras-seg`: list, show, train, segment, evaluate, convert, check-data, import-weights, export."""
+"""The command `keras-seg`: list, show, train, average, segment, evaluate, convert, check-data, import-weights, export."""
 
 from __future__ import annotations
 
@@ -77,6 +77,26 @@ def train(
     options = {"weights": weights, "resume": resume, "steps": steps, "all_data": all_data}
     keras_seg.training.train(recipe, data, output, **options)
     print(f"the weights are in {output}")
+
+
+@app.command()
+def average(
+    name: Name,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="The .weights.h5 files of runs with the same start."),
+    ],
+    data: DataFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .weights.h5 file.")],
+    all_data: Annotated[bool, typer.Option("--all-data", help="As it was given to train.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store kernels in half precision.")] = False,
+) -> None:
+    """One network from several runs: the mean of their weights, with its own statistics of batch normalisation."""
+    from keras_seg.weights import save_weights
+
+    model = keras_seg.training.average(keras_seg.zoo.show(name), data, files, all_data=all_data)
+    save_weights(model, output, half=half)
+    print(f"{output}: the mean of {len(files)} files")
 
 
 @app.command()

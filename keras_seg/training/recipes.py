@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_seg import zoo
@@ -51,26 +52,12 @@ def train(
         ValueError: a recipe that has no data and training blocks, data that do not fit it.
         what `loop.run` raises.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    detector = recipe.model.builder == "mask_rcnn"
-    if recipe.data is None:
-        raise ValueError(
-            f"{recipe.name}: its recipe has no data and training blocks, so it cannot be trained"
-        )
-    if detector and all_data:
-        raise ValueError(
-            f"{recipe.name}: annotations to train on and to validate with are two files; to train on both, join them "
-            "into one and name that as data.annotations"
-        )
+    recipe = _with_data(recipe)
     steps = recipe.training.steps if steps is None else steps
     keras.utils.set_random_seed(recipe.training.seed)
     with _precision(recipe.training.precision):
         model = zoo.load(recipe, weights)
-    plan = (
-        detectors.plan(model, recipe, data)
-        if detector
-        else unets.plan(model, recipe, data, all_data=all_data)
-    )
+    plan = _plan(model, recipe, data, all_data)
     model.compile(optimizer=_optimizer(recipe, steps))
     result = zoo.load(recipe, weights=None)  # float32, with averaged weights
     say(f"{recipe.name}: {plan.contents}; {steps} steps")
@@ -93,22 +80,67 @@ def train(
     return result
 
 
+def average(
+    recipe: Recipe | str | Path, data: str | Path, weights: Sequence[str | Path], *, all_data: bool = False
+) -> UNet | MaskRCNN:
+    """The model with the mean of the weights of several runs, which had the same start: one network that is often better
+    than each (Wortsman et al. 2022, "Model soups").
+
+    recipe, data, all_data: as of `train`; the data give the statistics of batch normalisation. weights: `.weights.h5`
+    files. Raises ValueError without files, or for one that is not the recipe's.
+    """
+    recipe = _with_data(recipe)
+    if not weights:
+        raise ValueError(f"{recipe.name}: no weights files to average")
+    model = zoo.load(recipe, weights=None)
+    runs = []
+    for file in weights:
+        load_weights(model, file)
+        runs.append(model.get_weights())
+    model.set_weights([np.mean(values, axis=0) for values in zip(*runs, strict=True)])
+    _reestimate_normalization(model, recipe, _plan(model, recipe, data, all_data))
+    return model
+
+
+def _with_data(recipe: Recipe | str | Path) -> Recipe:
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if recipe.data is None:
+        raise ValueError(
+            f"{recipe.name}: its recipe has no data and training blocks, so it cannot be trained"
+        )
+    return recipe
+
+
+def _plan(model: UNet | MaskRCNN, recipe: Recipe, data: str | Path, all_data: bool) -> Plan:
+    if recipe.model.builder == "unet":
+        return unets.plan(model, recipe, data, all_data=all_data)
+    if all_data:
+        raise ValueError(
+            f"{recipe.name}: annotations to train on and to validate with are two files; to train on both, join them "
+            "into one and name that as data.annotations"
+        )
+    return detectors.plan(model, recipe, data)
+
+
 def _finish(model: UNet | MaskRCNN, result: UNet | MaskRCNN, recipe: Recipe, plan: Plan) -> UNet | MaskRCNN:
     """Gives `result` the model's weights, averaged if the recipe says so."""
     result.set_weights(model.get_weights())
-    if not recipe.training.optimizer.average:
-        return result
-    trained = {id(v) for v in model.trainable_variables}
-    pairs = zip(model.variables, result.variables, strict=True)
-    model.optimizer.finalize_variable_values([other for own, other in pairs if id(own) in trained])
-    if recipe.model.normalization == "batch":
-        options = {"dropout": 0.0} if recipe.model.builder == "unet" else {}
-        undropped = zoo.load(recipe, weights=None, **options)
-        undropped.set_weights(result.get_weights())
-        count = -(-STATISTICS_IMAGES // recipe.data.batch_size)
-        normalization.reestimate(undropped, islice(plan.plain_inputs(), count))
-        result.set_weights(undropped.get_weights())
+    if recipe.training.optimizer.average:
+        trained = {id(v) for v in model.trainable_variables}
+        pairs = zip(model.variables, result.variables, strict=True)
+        model.optimizer.finalize_variable_values([other for own, other in pairs if id(own) in trained])
+        _reestimate_normalization(result, recipe, plan)
     return result
+
+
+def _reestimate_normalization(model: UNet | MaskRCNN, recipe: Recipe, plan: Plan) -> None:
+    if recipe.model.normalization != "batch":
+        return
+    undropped = zoo.load(recipe, weights=None, **({"dropout": 0.0} if recipe.model.builder == "unet" else {}))
+    undropped.set_weights(model.get_weights())
+    count = -(-STATISTICS_IMAGES // recipe.data.batch_size)
+    normalization.reestimate(undropped, islice(plan.plain_inputs(), count))
+    model.set_weights(undropped.get_weights())
 
 
 @contextmanager

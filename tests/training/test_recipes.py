@@ -8,7 +8,7 @@ from PIL import Image
 
 from keras_seg import zoo
 from keras_seg.recipe import load_recipe
-from keras_seg.training import loop, train
+from keras_seg.training import average, loop, train
 from keras_seg.training.unets import evaluate, read_samples
 
 MODEL = {"builder": "unet", "depth": 1, "base_channels": 4, "padding": "same", "dropout": 0.0}
@@ -150,6 +150,29 @@ def test_averaged_weights_are_what_is_kept(tmp_path):
     assert 0 < np.abs(between - first).max() and np.abs(between - fourth).max() > 1e-4
 
 
-def test_a_detector_is_not_trained_from_a_recipe():
+def test_the_mean_of_two_runs(tmp_path):
+    write_one_image(tmp_path)
+    folder = {"train_images": "images", "train_masks": "masks"}
+    base = recipe(
+        {"reader": "folder", "classes": {"ground": 0, "cell": 255}, **folder},
+        "mean_iou",
+        normalization="batch",
+    )
+    models = [
+        train(base.override({"training.seed": seed}), tmp_path, tmp_path / str(seed), say=lambda line: None)
+        for seed in (0, 1)
+    ]
+    files = [tmp_path / str(seed) / loop.LAST for seed in (0, 1)]
+    mean = average(base, tmp_path, files)
+    kernels = [model.get_layer("bottom_conv1").kernel.numpy() for model in (*models, mean)]
+    np.testing.assert_allclose(kernels[2], (kernels[0] + kernels[1]) / 2, atol=1e-6)
+    # its statistics are of its own activations, not the mean of those of the runs
+    means = [model.get_layer("bottom_norm1").moving_mean.numpy() for model in (*models, mean)]
+    assert np.abs(means[2] - (means[0] + means[1]) / 2).max() > 1e-4
+    with pytest.raises(ValueError, match="tiny: no weights files to average"):
+        average(base, tmp_path, [])
+
+
+def test_a_model_without_data_is_not_trained():
     with pytest.raises(ValueError, match="maskrcnn_r50_fpn: its recipe has no data and training blocks"):
         train(zoo.show("maskrcnn_r50_fpn"), ".", "run")
