@@ -95,7 +95,7 @@ def main() -> None:
         return losses
 
     def check() -> None:
-        losses = {name: float(loss) for name, loss in step().items()}
+        losses = {name: loss.item() for name, loss in step().items()}
         names = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         norm = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))
