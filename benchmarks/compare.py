@@ -70,7 +70,8 @@ def compare(
     """One table: {"flops", "peak_flops": of a matrix product, "contestants": {name: its version and figures}}.
 
     commands: {name: command line of a worker}, keras_seg's first; each gets `--outputs` (an .npz in `folder`, to be
-    compared) and `--matrix`. unchecked: contestants with weights of their own, whose results mean nothing here.
+    compared) and `--matrix`. unchecked: contestants with weights or a precision of their own, whose results
+    are not compared. "result" of a contestant is what its action "run" returned.
     parts: also the seconds by part, of workers that know the action "parts".
 
     RuntimeError if a contestant's process ends, or its results are not those of keras_seg.
@@ -88,12 +89,15 @@ def compare(
             check_equal(worker.name, dict(np.load(outputs[worker.name])), dict(np.load(outputs[OURS])))
         worker.ask("run")
     seconds = {name: [] for name in commands}
+    counts = {}
     peak = 0.0
     for turn in range(rounds):
         say(f"{task}: round {turn + 1} of {rounds}")
         for worker in workers:
             time.sleep(REST)
-            seconds[worker.name].append(worker.ask("run")["seconds"])
+            answer = worker.ask("run")
+            seconds[worker.name].append(answer["seconds"])
+            counts[worker.name] = answer["result"]
         for worker in workers[:2]:
             time.sleep(REST)
             peak = max(peak, 2 * MATRIX**3 / worker.ask("matmul")["seconds"])
@@ -108,6 +112,7 @@ def compare(
             ),
             "share_of_peak": flops / statistics.median(seconds[worker.name]) / peak,
             "MiB": worker.ask("memory")["result"],
+            "result": counts[worker.name],
         }
         if parts and "parts" in worker.ask("actions")["result"]:
             table[worker.name]["parts"] = worker.ask("parts")["result"]
@@ -127,6 +132,11 @@ def check_equal(name: str, outputs: dict[str, np.ndarray], expected: dict[str, n
             raise RuntimeError(f"{name}: {key} differs from {OURS} by {error:.1e} of its largest value")
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+
+
 def machine(threads: int) -> dict:
     """CPU model, cores, threads used and the instruction sets that matter to matrix products."""
     fields = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
@@ -137,7 +147,7 @@ def machine(threads: int) -> dict:
         "cores": sum(key.strip() == "processor" for key, _ in fields),
         "threads": threads,
         "instruction_sets": [
-            f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags
+            f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f in flags
         ],
     }
 
@@ -169,9 +179,10 @@ def table_lines(table: dict, unit: str = "seconds", divisor: int = 1) -> list[st
     return lines
 
 
-def write(results: dict, text: str, folder: Path, name: str) -> None:
-    """`<name>.json` and `<name>.md` in the folder; the text also on stdout."""
-    print(text)
+def write(results: dict, text: str, folder: Path, name: str, *, show: bool = True) -> None:
+    """`<name>.json` and `<name>.md` in the folder; the text also on stdout, unless told not to."""
+    if show:
+        print(text)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{name}.md").write_text(text)

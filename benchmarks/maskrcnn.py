@@ -1,6 +1,7 @@
-"""keras_seg's Mask R-CNN R50-FPN against torchvision's and Model Garden's, in one run: `make bench-maskrcnn`.
+"""keras_seg's detectors against torchvision's and Model Garden's, in one run: `make bench-maskrcnn`.
 
-keras_seg and torchvision have the same weights and give the same detections; from pixels to pasted masks.
+keras_seg and torchvision have the same weights and give the same detections in float32 (but for R50-C4, which has no
+importer); from pixels to pasted masks.
 """
 
 from __future__ import annotations
@@ -19,16 +20,39 @@ from PIL import Image
 from unet import TORCH_ENVIRONMENT, TORCH_REQUIREMENTS
 
 GARDEN_ENVIRONMENT, GARDEN_REQUIREMENTS = ".venv-garden", ("tensorflow==2.20.0", "tf-models-official==2.20.0")
-TORCHVISION = {"torchvision": "plain", "torchvision, channels_last": "channels_last"}
+OURS_BFLOAT16 = f"{OURS}, bfloat16"
+TORCHVISION = {
+    "torchvision": "plain",
+    "torchvision, channels_last": "channels_last",
+    "torchvision, channels_last, bfloat16 autocast": "bfloat16",
+}
 GARDEN = "Model Garden"
+MODELS = {
+    "r50_fpn": "Mask R-CNN R50-FPN",
+    "r101_fpn": "Mask R-CNN R101-FPN",
+    "x101_fpn": "Mask R-CNN X101-FPN (32x8d)",
+    "r50_c4": "Mask R-CNN R50-C4",
+    "keypoint_r50_fpn": "Keypoint R-CNN R50-FPN",
+}
+IN_GARDEN = ("r50_fpn", "r101_fpn")
+BLOCKS = {"r101_fpn": (3, 4, 23, 3), "x101_fpn": (3, 4, 23, 3)}
+PROPOSALS = {"r50_c4": 300}  # as in the paper
+GROUPS, GROUPED_WIDTH = 32, 256  # of X101's first stage
 SHARED = HERE.parent.parent / "shared"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4])
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="*",
+        default=[1, 4],
+        help="of R50-FPN; the others run with the first alone",
+    )
     parser.add_argument("--short-side", type=int, default=800)
     parser.add_argument("--without-parts", action="store_true", help="leave out the time by part")
     parser.add_argument("--only", nargs="*", help="leave out other contestants than these")
@@ -36,47 +60,64 @@ def main() -> None:
     parser.add_argument(
         "--rule", type=Path, default=SHARED / "golden/weights.py", help="module that fills the weights"
     )
-    parser.add_argument("--weights", type=Path, help="a published .pth instead, and its own detections")
+    parser.add_argument("--weights", type=Path, help="a published .pth of R50-FPN instead")
     parser.add_argument(
         "--output", type=Path, default=HERE / "results", help="folder of maskrcnn.json and maskrcnn.md"
     )
     args = parser.parse_args()
-    names = [n for n in (*TORCHVISION, GARDEN) if args.only is None or n in args.only]
+    names = [OURS_BFLOAT16, *TORCHVISION, GARDEN]
+    if not compare.has_bfloat16():
+        compare.say("this processor does not multiply bfloat16: those contestants are left out")
+        names = [name for name in names if "bfloat16" not in name]
+    names = [name for name in names if args.only is None or name in args.only]
     torch_python = compare.environment(TORCH_ENVIRONMENT, TORCH_REQUIREMENTS)
     garden_python = compare.environment(GARDEN_ENVIRONMENT, GARDEN_REQUIREMENTS) if GARDEN in names else None
 
     results = {"date": date.today().isoformat(), "machine": compare.machine(args.threads), "tables": {}}
     with tempfile.TemporaryDirectory() as folder:
-        inputs, weights = Path(folder) / "inputs.npz", args.weights or Path(folder) / "weights.pth"
+        inputs = Path(folder) / "inputs.npz"
         images = write_images(inputs, args.images, max(args.batches))
-        if not args.weights:
-            line = [torch_python, HERE / "maskrcnn_torchvision.py", "plain", "--write-weights", weights]
-            subprocess.run([*line, "--rule", args.rule], check=True)
-        for batch in args.batches:
-            options = ["--inputs", inputs, "--batch", batch, "--threads", args.threads]
-            options += ["--short-side", args.short_side]
-            ours = [sys.executable, HERE / "maskrcnn_keras_seg.py", *options, "--weights", weights]
-            commands = {OURS: ours}
-            for name in names:
-                program = [torch_python, HERE / "maskrcnn_torchvision.py", TORCHVISION.get(name)]
-                commands[name] = (
-                    [garden_python, HERE / "maskrcnn_garden.py", *options]
-                    if name == GARDEN
-                    else [*program, *options, "--weights", weights]
+        for model in args.models:
+            weights = args.weights if args.weights and model == "r50_fpn" else Path(folder) / "weights.pth"
+            if not args.weights and model != "r50_c4":
+                line = [torch_python, HERE / "maskrcnn_torchvision.py", "plain", "--model", model]
+                subprocess.run([*line, "--write-weights", weights, "--rule", args.rule], check=True)
+            for batch in args.batches if model == "r50_fpn" else args.batches[:1]:
+                options = ["--model", model, "--inputs", inputs, "--batch", batch, "--threads", args.threads]
+                options += ["--short-side", args.short_side]
+                shared = options if model == "r50_c4" else [*options, "--weights", weights]
+                ours = [sys.executable, HERE / "maskrcnn_keras_seg.py", *shared]
+                commands = {OURS: ours}
+                for name in names:
+                    if name == GARDEN and model in IN_GARDEN:
+                        commands[name] = [garden_python, HERE / "maskrcnn_garden.py", *options]
+                    elif name == OURS_BFLOAT16:
+                        commands[name] = [*ours, "--precision", "bfloat16"]
+                    elif name in TORCHVISION:
+                        program = [torch_python, HERE / "maskrcnn_torchvision.py", TORCHVISION[name]]
+                        commands[name] = [*program, *shared]
+                flops = [
+                    part_flops(image.shape, args.short_side, PROPOSALS.get(model, 1000), model=model)
+                    for image in images[:batch]
+                ]
+                flops = {part: sum(image[part] for image in flops) for part in flops[0]}
+                table = compare.compare(
+                    f"{MODELS[model]}, batch {batch}",
+                    commands,
+                    args.rounds,
+                    sum(flops.values()),
+                    Path(folder),
+                    unchecked=[n for n in commands if model == "r50_c4" or n == GARDEN or "bfloat16" in n],
+                    parts=model == "r50_fpn" and not args.without_parts,
                 )
-            flops = [part_flops(image.shape, args.short_side) for image in images[:batch]]
-            flops = {part: sum(image[part] for image in flops) for part in flops[0]}
-            table = compare.compare(
-                f"batch {batch}",
-                commands,
-                args.rounds,
-                sum(flops.values()),
-                Path(folder),
-                unchecked=[GARDEN],
-                parts=not args.without_parts,
-            )
-            results["tables"][str(batch)] = table | {"part_flops": flops}
-    compare.write(results, report(results, args.short_side), args.output, "maskrcnn")
+                results["tables"][f"{model}, {batch}"] = table | {
+                    "model": model,
+                    "batch": batch,
+                    "part_flops": flops,
+                }
+                # after each: a long run that is stopped has not been for nothing
+                compare.write(results, report(results, args.short_side), args.output, "maskrcnn", show=False)
+    print(report(results, args.short_side))
 
 
 def write_images(path: Path, folder: Path, count: int) -> list[np.ndarray]:
@@ -90,9 +131,9 @@ def write_images(path: Path, folder: Path, count: int) -> list[np.ndarray]:
 
 
 def part_flops(
-    shape: tuple[int, ...], short_side: int, proposals: int = 1000, masks: int = 100
+    shape: tuple[int, ...], short_side: int, proposals: int = 1000, masks: int = 100, model: str = "r50_fpn"
 ) -> dict[str, float]:
-    """Multiplications and additions of R50-FPN's convolutions and dense layers for one image, by part."""
+    """Multiplications and additions of a model's convolutions and dense layers for one image, by part."""
     scale = short_side / min(shape[:2])
     height, width = (-(-int(side * scale) // 32) * 32 for side in shape[:2])
 
@@ -100,38 +141,72 @@ def part_flops(
         # torchvision's level of stride 64 is the one of stride 32 subsampled, which rounds up
         return 2 * kernel**2 * incoming * outgoing * -(-height // stride) * -(-width // stride)
 
-    backbone = convolution(2, 7, 3, 64)
-    incoming = 64
-    for stage, blocks in enumerate((3, 4, 6, 3)):
-        stride, inner = 4 * 2**stage, 64 * 2**stage
-        backbone += convolution(stride, 1, incoming, 4 * inner)  # the shortcut
-        for block in range(blocks):
-            # torchvision strides in the 3x3 convolution, so a stage's first 1x1 is at the size before
-            before = stride if block or not stage else stride // 2
-            backbone += convolution(before, 1, incoming if not block else 4 * inner, inner)
-            backbone += convolution(stride, 3, inner, inner) + convolution(stride, 1, inner, 4 * inner)
-        incoming = 4 * inner
-        backbone += convolution(stride, 1, incoming, 256) + convolution(stride, 3, 256, 256)  # the pyramid
+    c4, grouped = model == "r50_c4", model == "x101_fpn"
+    if c4:  # not padded
+        height, width = (int(side * scale) for side in shape[:2])
+
+    def inside(stage: int, block: int) -> list[tuple[int, int, int, int]]:
+        """(stride, kernel, incoming, outgoing) of the convolutions of a block; a group's as many as there are groups."""
+        stride, outgoing = 4 * 2**stage, 256 * 2**stage
+        inner = (GROUPED_WIDTH if grouped else 64) * 2**stage
+        incoming = outgoing if block else (outgoing // 2 if stage else 64)
+        # torchvision strides in the 3x3 convolution, so a stage's first 1x1 is at the size before
+        before = stride if block or not stage else stride // 2
+        group = inner // GROUPS if grouped else inner
+        shortcut = [] if block else [(stride, 1, incoming, outgoing)]
+        return [
+            (before, 1, incoming, inner),
+            (stride, 3, group, inner),
+            (stride, 1, inner, outgoing),
+            *shortcut,
+        ]
+
+    stages = enumerate(BLOCKS.get(model, (3, 4, 6, 3))[: 3 if c4 else 4])
+    blocks = [inside(stage, block) for stage, count in stages for block in range(count)]
+    backbone = convolution(2, 7, 3, 64) + sum(convolution(*layer) for block in blocks for layer in block)
+    if c4:
+        # res5 on regions of 14x14 pixels, 7x7 after its first stride
+        pixels = [14**2, *(49,) * 9]
+        layers = [layer for block in range(3) for layer in inside(3, block)]
+        res5 = sum(2 * n * k * k * i * o for n, (_, k, i, o) in zip(pixels, layers, strict=True))
+        return {
+            "backbone": backbone,
+            "RPN": convolution(16, 3, 1024, 1024) + convolution(16, 1, 1024, 75),
+            "box": proposals * (res5 + 2 * 2048 * 91 * 5),
+            "mask": masks * (res5 + 2 * (4 * 2048 * 256 * 49 + 256 * 91 * 196)),
+        }
+    for stage in range(4):  # the pyramid
+        stride = 4 * 2**stage
+        backbone += convolution(stride, 1, 256 * 2**stage, 256) + convolution(stride, 3, 256, 256)
+    classes = 2 if model == "keypoint_r50_fpn" else 91
+    if model == "keypoint_r50_fpn":
+        # eight convolutions, and a 4x4 transposed one of stride 2
+        head = 9 * (256 * 512 + 7 * 512 * 512) * 196 + 16 * 512 * 17 * 196
+    else:
+        head = 4 * 9 * 256 * 256 * 196 + 256 * 256 * 784 + 256 * 91 * 784
     return {
         "backbone": backbone,
         "RPN": sum(
             convolution(stride, 3, 256, 256) + convolution(stride, 1, 256, 15)
             for stride in (4, 8, 16, 32, 64)
         ),
-        "box": 2 * proposals * (256 * 49 * 1024 + 1024 * 1024 + 1024 * 91 * 5),
-        "mask": 2 * masks * (4 * 9 * 256 * 256 * 196 + 256 * 256 * 784 + 256 * 91 * 784),
+        "box": 2 * proposals * (256 * 49 * 1024 + 1024 * 1024 + 1024 * classes * 5),
+        "mask": 2 * masks * head,
     }
 
 
 def report(results: dict, short_side: int) -> str:
     """The tables as Markdown, in seconds an image."""
     lines = [compare.machine_line(results)]
-    for batch, table in results["tables"].items():
+    for name, table in results["tables"].items():
+        batch, model = table.get("batch", name), table.get("model", "r50_fpn")
         title = (
-            f"Mask R-CNN R50-FPN, shorter side {short_side}, batch {batch}: {table['flops'] / int(batch) / 1e9:.0f} "
+            f"{MODELS[model]}, shorter side {short_side}, batch {batch}: {table['flops'] / int(batch) / 1e9:.0f} "
             f"GFLOP an image; matrix peak {table['peak_flops'] / 1e9:.0f} GFLOP/s."
         )
         lines += ["", title, "", *compare.table_lines(table, "seconds an image", int(batch))]
+        found = {name: row["result"] for name, row in table["contestants"].items() if row["result"]}
+        lines += ["", "Detections: " + ", ".join(f"{name} {count}" for name, count in found.items()) + "."]
         parts = table["contestants"][OURS].get("parts", {})
         lines += (
             ["", f"| {OURS} by part | seconds an image | GFLOP an image | share of the peak |"]

@@ -25,10 +25,13 @@ from worker import serve
 
 MULTIPLE = 128  # of the padded sides: the top of its pyramid is level 6 or 7
 
+DEPTHS = {"r50_fpn": 50, "r101_fpn": 101}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--inputs", type=Path, help=".npz of images, uint8 [H, W, 3]", required=True)
+    parser.add_argument("--model", choices=list(DEPTHS), default="r50_fpn")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--short-side", type=int, default=800)
     parser.add_argument("--max-side", type=int, default=1333)
@@ -49,6 +52,7 @@ def main() -> None:
     height, width = (-(-max(size[axis] for size in sizes) // MULTIPLE) * MULTIPLE for axis in (0, 1))
 
     config = configs.maskrcnn_resnetfpn_coco().task.model
+    config.backbone.resnet.model_id = DEPTHS[args.model]
     model = factory.build_maskrcnn(
         input_specs=tf_keras.layers.InputSpec(shape=[None, height, width, 3]), model_config=config
     )

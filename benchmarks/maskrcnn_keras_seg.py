@@ -1,4 +1,4 @@
-"""keras_seg's Mask R-CNN R50-FPN as a worker of maskrcnn.py."""
+"""keras_seg's detectors as workers of maskrcnn.py."""
 
 from __future__ import annotations
 
@@ -19,12 +19,31 @@ from worker import serve
 from keras_seg import detect, zoo
 from keras_seg.data.resize import resize, shortest_edge_size
 from keras_seg.inference import for_inference
-from keras_seg.models import MaskRCNN
+from keras_seg.models import MaskRCNN, mask_rcnn
 
 RECIPE = "maskrcnn_r50_fpn_torchvision"
+# recipe and changes of it; torchvision's importer fills all of these
+MODELS = {
+    "r50_fpn": (RECIPE, {}),
+    "r101_fpn": (RECIPE, {"backbone": "resnet101"}),
+    "x101_fpn": (RECIPE, {"backbone": "resnext101_32x8d"}),
+    "keypoint_r50_fpn": ("keypointrcnn_r50_fpn_torchvision", {}),
+}
 # what torchvision builds without weights of its own adds to the variance
 NORM_EPS = 1e-5
 PART_ROUNDS = 3
+
+
+def build(name: str, weights: Path | None, sides: dict[str, int]) -> MaskRCNN:
+    """A model with torchvision's weights; "r50_c4", which torchvision does not publish, with random ones."""
+    if name == "r50_c4":
+        keras.utils.set_random_seed(0)
+        return mask_rcnn(
+            90, structure="c4", proposals=300, stride_in_1x1=False, roi_sampling=2, score_threshold=0.0, convention="torchvision",
+            pixel_std=(58.395, 57.12, 57.375), **sides,
+        )  # fmt: skip
+    recipe, changes = MODELS[name]
+    return zoo.load(recipe, weights=weights, norm_eps=NORM_EPS, **changes, **sides)
 
 
 def parts(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, float]:
@@ -69,9 +88,9 @@ def prepare(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, tf.Tensor]:
     return detect._batch(model, resized)
 
 
-def detections(model: MaskRCNN, images: list[np.ndarray]) -> list:
+def detections(model: MaskRCNN, images: list[np.ndarray], precision: str = "float32") -> list:
     """All that the model finds, whatever the score."""
-    return detect.detect(model, images, score_threshold=0.0, batch_size=len(images))
+    return detect.detect(model, images, score_threshold=0.0, batch_size=len(images), precision=precision)
 
 
 def timed(action: Callable) -> float:
@@ -83,7 +102,9 @@ def timed(action: Callable) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--inputs", type=Path, help=".npz of images, uint8 [H, W, 3]", required=True)
-    parser.add_argument("--weights", type=Path, help="torchvision's .pth", required=True)
+    parser.add_argument("--model", choices=[*MODELS, "r50_c4"], default="r50_fpn")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--weights", type=Path, help="torchvision's .pth")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--short-side", type=int, default=800)
     parser.add_argument("--max-side", type=int, default=1333)
@@ -94,14 +115,14 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     sides = {"short_side": args.short_side, "max_side": args.max_side}
-    model = zoo.load(RECIPE, weights=args.weights, norm_eps=NORM_EPS, **sides)
+    model = build(args.model, args.weights, sides)
     arrays = np.load(args.inputs)
     images = [arrays[name] for name in sorted(arrays.files)][: args.batch]
 
     def predict() -> list:
         """From uint8 pixels to binary masks of the image's size."""
-        found = detections(model, images)
-        for instances in found:
+        found = detections(model, images, args.precision)
+        for instances in found if model.masks else ():
             instances.masks  # noqa: B018 -- pasted when asked for
         return found
 
@@ -114,7 +135,7 @@ def main() -> None:
     serve({
         "version": lambda: f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "check": check,
-        "run": lambda: predict() is None,
+        "run": lambda: sum(map(len, predict())),
         "parts": lambda: parts(model, images),
         "matmul": lambda: product().numpy() is None,
     })  # fmt: skip

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         run(keras_seg.zoo.load(recipe), options.data, options.output)
     except (OSError, ValueError) as error:
         sys.exit(f"demo: {error}")
-    print(f"The weights have not seen these slices in training; zoo/{MODEL}.md has more.")
+    print(f"The weights have seen these slices in training; zoo/{MODEL}.md has the scores of weights that have not.")
 
 
 def _default_data() -> Path:

@@ -235,21 +235,24 @@ class _Order:
         return int(self.epoch(epoch)[place]), number
 
 
-class _AtWork:
-    """Calls from TensorFlow's threads. When Python ends while one of them runs, its thread is stopped without an
-    answer, and TensorFlow waits for it for ever. So at the end calls are refused, and waited for until no more come:
-    the datasets' buffers are then full."""
+class _Calls:
+    """The calls of this module from TensorFlow's threads.
 
-    QUIET, LONGEST = 0.2, 10.0  # seconds without a call that count as no more; seconds to wait at most
+    TensorFlow waits for a running call when it shuts a pipeline down, and for ever if that call in turn waits for Python:
+    when Python ends, its threads get no further, and some of TensorFlow's methods do not let go of Python while they wait.
+    So before either, calls are refused, and waited for until no more come: the datasets' buffers are then full.
+    """
+
+    QUIET, LONGEST = 0.5, 20.0  # seconds without a call that count as no more; seconds to wait at most
 
     def __init__(self) -> None:
-        self.lock, self.running, self.last, self.ended = threading.Lock(), 0, 0.0, False
+        self.lock, self.running, self.last, self.refused = threading.Lock(), 0, 0.0, False
 
     def __enter__(self) -> None:
         with self.lock:
             self.last = time.monotonic()
-            if self.ended:
-                raise RuntimeError("Python is ending")
+            if self.refused:
+                raise RuntimeError("the datasets of this process are being shut down")
             self.running += 1
 
     def __exit__(self, *exception: object) -> None:
@@ -257,18 +260,23 @@ class _AtWork:
             self.last = time.monotonic()
             self.running -= 1
 
-    def end(self) -> None:
-        self.ended = True
+    def refuse(self) -> None:
+        with self.lock:
+            self.refused = True
+            known = self.last > 0
         begun = self.last = time.monotonic()
-        while time.monotonic() - begun < self.LONGEST:
+        while known and time.monotonic() - begun < self.LONGEST:
             with self.lock:
                 if not self.running and time.monotonic() - self.last > self.QUIET:
                     return
-            time.sleep(self.QUIET / 5)
+            time.sleep(self.QUIET / 10)
+
+    def admit(self) -> None:
+        self.refused = False
 
 
-_AT_WORK = _AtWork()
-atexit.register(_AT_WORK.end)
+CALLS = _Calls()
+atexit.register(CALLS.refuse)
 
 
 class _Maker:
@@ -284,7 +292,7 @@ class _Maker:
         self.lock = threading.Lock()
 
     def make(self, n: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
-        with _AT_WORK:
+        with CALLS:
             return self._make(n, names)
 
     def _make(self, n: np.ndarray, names: np.ndarray) -> list[np.ndarray]:

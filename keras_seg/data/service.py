@@ -21,15 +21,22 @@ DATASET_ID = "keras_seg"
 
 @dataclass(frozen=True)
 class Service:
-    """address: what consumers give to `receive`, as "grpc://host:5000". The service ends with `stop` or the object."""
+    """address: what consumers give to `receive`, as "grpc://host:5000". The service ends with `stop`."""
 
     address: str
     dispatcher: Any
     worker: Any
 
     def stop(self) -> None:
-        self.worker._stop()
-        self.dispatcher._stop()
+        """End the service. Datasets of this process that are read meanwhile, in other threads, fail."""
+        from keras_seg.data.detection_batches import CALLS
+
+        CALLS.refuse()
+        try:
+            self.worker._stop()
+            self.dispatcher._stop()
+        finally:
+            CALLS.admit()
 
     def join(self) -> None:
         """Serve until the process ends."""
