@@ -220,7 +220,7 @@ def test_without_units_a_warning(units):
 
 
 def test_another_precision_is_named():
-    model, image = small_detector(), np.zeros((40, 60, 3), np.uint8)
+    model, image = small_detector(), np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     for wrong in (model, unet(depth=1, base_channels=2)):
         with pytest.raises(ValueError, match="precision must be one of 'float32', 'bfloat16', got 'int8'"):
             keras_seg.segment(wrong, image[..., :1] if wrong is not model else image, precision="int8")

@@ -151,7 +151,7 @@ def test_weights_are_imported_and_used(run, detector):
         (("train", "tiny.yaml", "--data", "data"), "no data and training blocks"),
         (
             ("evaluate", "tiny.yaml", "--data", "data", "--weights", "model.pkl"),
-            "no data and training blocks",
+            "--data data: a detector is scored on COCO annotations, a .json file",
         ),
     ],
 )
