@@ -394,7 +394,7 @@ def _by_samples(
     """The four neighbours of each sample; all shapes are static where the number of boxes is."""
     (height, width), channels = output_size, source.shape[-1]
     number = sampling.sizes(places.base)[0]
-    if number == 0:
+    if isinstance(number, int) and number == 0:  # known while the graph is built
         return tf.zeros([0, height, width, channels])
     chunks, padded = sampling.chunks_of_equal_size(number, 4 * ratio**2 * height * width * channels)
     places = places.pad(padded)

@@ -291,6 +291,19 @@ def test_no_boxes_and_sizes_known_late(ratio, implementation):
     )
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_any_number_of_boxes_call_after_call(ratio, implementation):
+    # eager calls share a graph, which becomes one for any number of boxes after some
+    features, boxes, indices = random_case(11, 6, 7, 0.25, number=5)
+    whole = roi_align(features, boxes, indices, 2, 0.25, ratio, implementation=implementation)
+    for number in (4, 1, 3, 2, 0, 5):
+        some = roi_align(
+            features, boxes[:number], indices[:number], 2, 0.25, ratio, implementation=implementation
+        )
+        np.testing.assert_allclose(some, whole[:number], atol=1e-5)
+
+
 # --- precision, compilers ---
 
 
