@@ -7,6 +7,7 @@ is timed, their results are compared.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from keras_seg import processor
 
 HERE = Path(__file__).resolve().parent
 OURS = "keras_seg"
@@ -134,17 +137,15 @@ def check_equal(name: str, outputs: dict[str, np.ndarray], expected: dict[str, n
 
 def has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16."""
-    return bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+    return bool({"avx512_bf16", "amx_bf16"} & processor.flags())
 
 
 def machine(threads: int) -> dict:
     """CPU model, cores, threads used and the instruction sets that matter to matrix products."""
-    fields = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
-    first = {key.strip(): value.strip() for key, value in reversed(fields)}
-    flags = first.get("flags", "").split()
+    flags = processor.flags()
     return {
-        "cpu": first.get("model name", "unknown"),
-        "cores": sum(key.strip() == "processor" for key, _ in fields),
+        "cpu": processor.fields().get("model name", "unknown"),
+        "cores": os.cpu_count(),
         "threads": threads,
         "instruction_sets": [
             f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f in flags

@@ -8,7 +8,6 @@ is computed from them in float32, and so is all that follows: boxes, suppression
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,10 +15,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_seg import inference, winograd
+from keras_seg import inference, processor, winograd
 from keras_seg.models.rcnn_layers import PoolRegions
 
-CPUINFO = Path("/proc/cpuinfo")
 # As Linux calls a processor's instructions on bfloat16: matrix units of Intel (AMX), vectors of Intel and AMD, of ARM.
 MATRIX_UNITS, VECTOR_UNITS = frozenset({"amx_bf16"}), frozenset({"avx512_bf16", "bf16"})
 # Layers without weights that work in any precision.
@@ -95,12 +93,7 @@ def for_inference(model: keras.Model) -> keras.Model:
 
 def units() -> frozenset[str]:
     """The instructions on bfloat16 that this processor has, as Linux names them; empty where there is no telling."""
-    try:
-        text = CPUINFO.read_text()
-    except OSError:
-        return frozenset()
-    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
-    return frozenset(lines[0].split() if lines else ()) & (MATRIX_UNITS | VECTOR_UNITS)
+    return processor.flags() & (MATRIX_UNITS | VECTOR_UNITS)
 
 
 def warn_if_slow() -> None:

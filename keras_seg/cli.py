@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from pathlib import Path
@@ -235,9 +234,11 @@ def evaluate_model(
             coco_data.read_annotations(annotations, kind)
         if name.endswith(".json"):
             found, _ = coco_data.load(name, "results")
+        elif recipe is None:
+            raise ValueError(f"{name}: is a folder; give a model of the zoo, a recipe or COCO results")
         else:
             found = _detect_all(
-                recipe or Path(name), annotations, images or data.parent, weights,
+                recipe, annotations, images or data.parent, weights,
                 max_detections=max_detections, flip=flip, scales=scales, batch_size=batch_size,
             )  # fmt: skip
         if results is not None:
@@ -299,7 +300,7 @@ def _evaluate_unet(recipe: Recipe, data: Path, weights: str) -> dict[str, float]
 
 
 def _detect_all(
-    model: Recipe | Path,
+    recipe: Recipe,
     annotations: dict[str, Any],
     images: Path,
     weights: str,
@@ -309,28 +310,13 @@ def _detect_all(
     scales: str | None,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """COCO results of a recipe's detector, or of an exported one in a folder."""
-    if isinstance(model, Path):
-        if flip or scales:
-            raise ValueError(f"{model}: --flip and --scales need a model of the zoo or a recipe")
-        load = getattr(keras_seg.export, "load_detector", None)
-        if load is None:
-            raise ValueError(f"{model}: is a folder; give a model of the zoo, a recipe or COCO results")
-        most = max_detections or max(coco.MAX_DETECTIONS.values())
-        find = functools.partial(load(model), score_threshold=0.0, max_detections=most)
-    else:
-        most = max_detections or model.model.detections
-        # a detector gives no more than its field `detections`
-        more = {"detections": most} if most > model.model.detections else {}
-        network = keras_seg.zoo.load(model, weights, **more)
-        options = {"max_detections": most, "flip": flip, "short_sides": _parse_sides(scales)}
-        find = evaluate.finder(network, **options)
-    truth = coco_data.read_annotations(annotations, "bbox")
-    return [
-        result
-        for image_id, instances in evaluate.detections(find, annotations, images, batch_size=batch_size)
-        for result in coco_data.to_results(image_id, instances, truth)
-    ]
+    """COCO results of a recipe's detector."""
+    most = max_detections or recipe.model.detections
+    # a detector gives no more than its field `detections`
+    more = {"detections": most} if most > recipe.model.detections else {}
+    model = keras_seg.zoo.load(recipe, weights, **more)
+    find = evaluate.finder(model, max_detections=most, flip=flip, short_sides=_parse_sides(scales))
+    return evaluate.results(find, annotations, images, batch_size=batch_size)
 
 
 def _recipes_detections(recipe: Recipe) -> int | None:

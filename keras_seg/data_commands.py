@@ -39,7 +39,7 @@ def convert_labels(
     overwrite: Overwrite = False,
 ) -> None:
     """Label images, in which each object has a number, to COCO JSON."""
-    from keras_seg.data.convert import from_label_images
+    from keras_seg.data.label_images import from_label_images
 
     options = {"class_name": class_name, "label_suffix": label_suffix, "overwrite": overwrite}
     print(from_label_images(images, labels, output, **options))
@@ -53,7 +53,7 @@ def convert_labelme(
     overwrite: Overwrite = False,
 ) -> None:
     """LabelMe's files to COCO JSON; file names are relative to FOLDER."""
-    from keras_seg.data.convert import from_labelme
+    from keras_seg.data.labelme import from_labelme
 
     print(from_labelme(folder, output, class_names=classes or None, overwrite=overwrite))
 
@@ -68,7 +68,7 @@ def convert_via(
     overwrite: Overwrite = False,
 ) -> None:
     """Projects of VIA, the VGG Image Annotator, to COCO JSON."""
-    from keras_seg.data.convert import from_via
+    from keras_seg.data.via import from_via
 
     print(
         from_via(

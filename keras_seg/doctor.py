@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from pathlib import Path
 
 import keras_seg
+from keras_seg import processor
 
 CPU_FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve",
@@ -67,19 +67,9 @@ def _device(device: object) -> str:
 
 
 def _cpu() -> dict:
-    """From /proc/cpuinfo, where there is one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    fields = {}
-    for line in lines:
-        key, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(key.strip(), value.strip())
-    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    flags = processor.flags()
     return {
-        "model": fields.get("model name") or platform.processor() or "unknown",
+        "model": processor.fields().get("model name") or platform.processor() or "unknown",
         "cores": os.cpu_count(),
         "features": [feature for feature in CPU_FEATURES if feature in flags],
     }

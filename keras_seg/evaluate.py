@@ -17,7 +17,7 @@ from keras_seg.metrics import coco, coco_data
 if TYPE_CHECKING:
     from keras_seg.models.mask_rcnn import MaskRCNN
 
-__all__ = ["detections", "finder", "score"]
+__all__ = ["detections", "finder", "results", "score"]
 
 
 def finder(
@@ -65,17 +65,24 @@ def detections(
         FileNotFoundError: no such folder, or files that are not there: all are counted, the first five named.
         ValueError: malformed annotations, an unknown image id, a batch size that is not positive.
     """
-    if batch_size < 1:
-        raise ValueError(f"evaluate: batch_size must be positive, got {batch_size!r}")
     truth = coco_data.read_annotations(annotations, "bbox")
-    wanted = list(truth.images) if image_ids is None else list(image_ids)
-    if unknown := [k for k in wanted if k not in truth.images]:
-        raise ValueError(f"{truth.name}: has no image {unknown[0]}")
-    files = _files(truth, wanted, Path(images))
-    if batch_size > 1:
-        wanted.sort(key=lambda k: _proportion(truth.images[k]))
-    batches = [wanted[first : first + batch_size] for first in range(0, len(wanted), batch_size)]
-    return _found(find, batches, files, batch_size)
+    return _detections(find, truth, images, image_ids, batch_size)
+
+
+def results(
+    find: Callable[[Any], Any],
+    annotations: str | Path | Mapping[str, Any],
+    images: str | Path,
+    *,
+    batch_size: int = 1,
+) -> list[dict[str, Any]]:
+    """`detections` as COCO results; arguments and errors as there."""
+    truth = coco_data.read_annotations(annotations, "bbox")
+    return [
+        result
+        for image_id, instances in _detections(find, truth, images, None, batch_size)
+        for result in coco_data.to_results(image_id, instances, truth)
+    ]
 
 
 def score(
@@ -91,6 +98,25 @@ def score(
     """
     kinds = list(iou_types or coco_data.kinds(found, annotations) or ["bbox"])
     return {kind: coco.score(annotations, found, kind, **options) for kind in kinds}
+
+
+def _detections(
+    find: Callable[[Any], Any],
+    truth: coco_data.Truth,
+    images: str | Path,
+    image_ids: Sequence[int] | None,
+    batch_size: int,
+) -> Iterator[tuple[int, Instances]]:
+    if batch_size < 1:
+        raise ValueError(f"evaluate: batch_size must be positive, got {batch_size!r}")
+    wanted = list(truth.images) if image_ids is None else list(image_ids)
+    if unknown := [k for k in wanted if k not in truth.images]:
+        raise ValueError(f"{truth.name}: has no image {unknown[0]}")
+    files = _files(truth, wanted, Path(images))
+    if batch_size > 1:
+        wanted.sort(key=lambda k: _proportion(truth.images[k]))
+    batches = [wanted[first : first + batch_size] for first in range(0, len(wanted), batch_size)]
+    return _found(find, batches, files, batch_size)
 
 
 def _found(

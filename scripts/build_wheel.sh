@@ -42,18 +42,20 @@ export PATH="/usr/local/cuda-${CUDA/-/.}/bin:$PATH" CXX="$(command -v g++)" TF_C
 PYTHON=/opt/python/cp311-cp311/bin/python
 
 cd /source
+WORK="$(mktemp -d)"
 for version in $VERSIONS; do
-  $PYTHON -m venv "/tmp/tensorflow-$version"
-  "/tmp/tensorflow-$version/bin/pip" install --quiet "tensorflow==$version" -c requirements.lock \
-    || "/tmp/tensorflow-$version/bin/pip" install --quiet "tensorflow==$version"
-  "/tmp/tensorflow-$version/bin/pip" install --quiet .
-  PYTHONPATH=/source "/tmp/tensorflow-$version/bin/python" -m keras_seg.ops.native.build \
+  ENVIRONMENT="$WORK/tensorflow-$version"
+  $PYTHON -m venv "$ENVIRONMENT"
+  "$ENVIRONMENT/bin/pip" install --quiet "tensorflow==$version" -c requirements.lock \
+    || "$ENVIRONMENT/bin/pip" install --quiet "tensorflow==$version"
+  "$ENVIRONMENT/bin/pip" install --quiet .
+  PYTHONPATH=/source "$ENVIRONMENT/bin/python" -m keras_seg.ops.native.build \
     --cuda --architectures $ARCHITECTURES
 done
 $PYTHON -m pip install --quiet build wheel
-$PYTHON -m build --wheel --outdir /tmp/wheel
+$PYTHON -m build --wheel --outdir "$WORK/wheel"
 # The library needs the C library alone beside TensorFlow's own, which auditwheel would copy in; so the tag is set here.
-$PYTHON -m wheel tags --remove --platform-tag "manylinux_2_28_$MACHINE" /tmp/wheel/*.whl
-cp /tmp/wheel/*.whl /dist/
+$PYTHON -m wheel tags --remove --platform-tag "manylinux_2_28_$MACHINE" "$WORK"/wheel/*.whl
+cp "$WORK"/wheel/*.whl /dist/
 INSIDE
 ls -l dist/*.whl

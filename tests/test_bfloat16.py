@@ -15,7 +15,7 @@ from golden_models import torchvision_model
 from tensorflow.python.eager import context
 
 import keras_seg
-from keras_seg import bfloat16, inference
+from keras_seg import bfloat16, inference, processor
 from keras_seg.models import mask_rcnn, unet
 from keras_seg.ops.boxes import pairwise_iou
 
@@ -26,7 +26,7 @@ ROUNDING = 0.03
 @pytest.fixture(autouse=True)
 def units(monkeypatch, tmp_path):
     """A processor with AVX-512's bfloat16, whatever this one is."""
-    monkeypatch.setattr(bfloat16, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n")
     return tmp_path / "cpuinfo"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from detector_files import write_detectron2
 from detector_files import write_recipe as write_detector_recipe
 from PIL import Image
 
-from keras_seg import cli, zoo
+from keras_seg import zoo
 from keras_seg.weights.files import save_weights
 
 RECIPE = {
@@ -62,23 +61,20 @@ def write_recipe(folder: Path, **fields) -> None:
     (folder / "small.yaml").write_text(yaml.safe_dump({**RECIPE, **fields}))
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `keras-seg ARGUMENTS` and returns its exit status, its output and its error output."""
-
-    def command(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["keras-seg", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return command
-
-
 def test_help_names_the_commands(run):
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("list", "show", "train", "segment", "evaluate", "convert", "check-data", "import-weights", "export"):
+    for command in (
+        "list",
+        "show",
+        "train",
+        "segment",
+        "evaluate",
+        "convert",
+        "check-data",
+        "import-weights",
+        "export",
+    ):
         assert command in out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import pytest
 from detector_files import TINY, write_recipe
 from PIL import Image
 
-from keras_seg import cli, evaluate, models, zoo
+from keras_seg import evaluate, models, zoo
 from keras_seg.detect import detect
 from keras_seg.instances import Instances
 from keras_seg.metrics import coco
@@ -52,19 +51,6 @@ def data(tmp_path_factory, model) -> Path:
     (folder / "annotations.json").write_text(json.dumps(content))
     write_recipe(folder / "tiny.yaml")
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `keras-seg ARGUMENTS` and returns its exit status, its output and its error output."""
-
-    def command(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["keras-seg", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return command
 
 
 def test_a_model_finds_what_it_found(model, data):

@@ -56,9 +56,9 @@ def coco(
             orientation is applied.
         batch_size: images a batch, of this host.
         short_side: of the resized images, pixels; (low, high): drawn anew for each image; None: images stay as they
-        are.
+            are.
         max_side: the most that the longer side may have, then the shorter is less; None: 1333, or short_side if that
-        is more.
+            is more.
         augment: a `DetectionAugmentation`; True for its default, mirroring; False for none.
         masks, keypoints: whether batches have them; None: if the annotations do.
         keypoint_mirror: of each keypoint the place of the one that it becomes in a mirror; None: told by "left" and

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Windows", "counts", "problems", "to_characters", "windows"]
+from keras_seg.ops.rle import BITS, LONGEST, MORE, OFFSET, to_string
 
-BITS, MORE, OFFSET = 5, 32, 48  # of a character, see ops.rle
-LONGEST = 7  # characters of a number
+__all__ = ["Windows", "counts", "problems", "to_characters", "windows"]
 
 
 class Windows(NamedTuple):
@@ -111,16 +110,7 @@ def to_characters(runs: Sequence[int]) -> bytes:
     values = np.array(runs, np.int64)
     if len(values) and not (values.min() >= 0 and values.max() < 2**32):
         raise ValueError("a run below 0 or longer than any image")
-    values[3:] -= np.array(runs, np.int64)[1:-2]
-    characters = bytearray()
-    for value in values.tolist():
-        while True:
-            low, value = value & (MORE - 1), value >> BITS
-            done = value == (-1 if low & (MORE >> 1) else 0)
-            characters.append(low + OFFSET + (0 if done else MORE))
-            if done:
-                break
-    return bytes(characters)
+    return to_string(values).encode()
 
 
 def windows(characters: np.ndarray, splits: np.ndarray, height: int) -> Windows:

@@ -44,8 +44,7 @@ def write_tfrecords(
     """Write the folder `output` with shards `data-00000-of-00008.tfrecord` … and their index, and return it.
 
     annotations, images, keep_empty, min_box_side: as of `data.coco`; the image files go in as they are. shards: how
-    many;
-    None: one for every 512 images. overwrite: whether an existing folder is replaced.
+    many; None: one for every 512 images. overwrite: whether an existing folder is replaced.
 
     The folder appears when it is complete; what an interrupted run leaves has another name. Raises as `data.coco`, and
     FileExistsError.

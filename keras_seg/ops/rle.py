@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["decode_rle", "encode_edges", "encode_mask", "run_lengths"]
+__all__ = ["decode_rle", "encode_edges", "encode_mask", "run_lengths", "to_string"]
 
 BITS = 5  # data bits of a character; the highest of a number's last character is its sign
 MORE = 1 << BITS
@@ -39,7 +39,7 @@ def encode_edges(edges: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     height, width = (int(side) for side in size)
     ends = np.append(edges, height * width) if not len(edges) or edges[-1] < height * width else edges
     counts = np.diff(ends, prepend=0)
-    return {"size": [height, width], "counts": _to_string(counts)}
+    return {"size": [height, width], "counts": to_string(counts)}
 
 
 def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
@@ -79,7 +79,8 @@ def run_lengths(rle: Mapping[str, Any]) -> np.ndarray:
     return counts
 
 
-def _to_string(counts: np.ndarray) -> str:
+def to_string(counts: np.ndarray) -> str:
+    """COCO's characters for run lengths, int [R], each from 0 to below 2**32."""
     numbers = counts.astype(np.int64)
     numbers[3:] -= counts[1:-2]
     # a number needs n characters if it lies within the signed range of 5n bits

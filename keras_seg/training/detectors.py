@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from keras_seg import visualize
 from keras_seg.data.coco import CocoSource, open_source
 from keras_seg.data.detection_batches import detection_dataset
 from keras_seg.data.detection_geometry import DetectionAugmentation
-from keras_seg.metrics import coco
+from keras_seg.metrics import coco_data
 from keras_seg.models import MaskRCNN
 from keras_seg.recipe import Recipe
 from keras_seg.training.plan import Plan
@@ -22,10 +23,10 @@ from keras_seg.training.plan import Plan
 PICTURES = 4  # images of the validation that are drawn
 
 
-def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int, int] = (0, 1)) -> Plan:
+def plan(model: MaskRCNN, recipe: Recipe, data: str | Path) -> Plan:
     """The batches and the judgement of a run; sets the model's training options and freezes its first stages.
 
-    data: the folder that the names in the recipe's `data:` block are relative to. shard: (number, how many) of this host.
+    data: the folder that the names in the recipe's `data:` block are relative to.
 
     Raises:
         FileNotFoundError: annotations or images that are not there.
@@ -33,7 +34,8 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
     """
     block, training, root = recipe.data, recipe.training, Path(data)
     decay = training.optimizer.weight_decay if training.optimizer.name == "sgd" else 0.0
-    model.configure_training(**{"weight_decay": decay, **training.detector})
+    options = {"weight_decay": decay, **training.detector}
+    model.configure_training(**options)
     model.freeze(training.freeze)
     source = _source(model, block.annotations, block.images, root, keep_empty=block.keep_empty)
     varied = DetectionAugmentation(**block.augmentation.model_dump())
@@ -41,10 +43,9 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
     contents = f"{len(source.sizes)} images to train on"
 
     def batches(augment: DetectionAugmentation, start: int = 0) -> tf.data.Dataset:
-        size = {"short_side": block.short_side, "max_side": block.max_side}
         return _batches(
-            model, recipe, source, augment=augment, start=start, shard=shard, seed=training.seed,
-            batch_size=block.batch_size, **size,
+            model, recipe, source, augment=augment, start=start, seed=training.seed, batch_size=block.batch_size,
+            short_side=block.short_side, max_side=block.max_side,
         )  # fmt: skip
 
     evaluate = pictures = None
@@ -55,18 +56,22 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
         )
         contents += f", {len(judged_on.sizes)} to validate"
         files = [images / judged_on.index.file_name(k) for k in range(min(PICTURES, len(judged_on.sizes)))]
+        unvaried = _as_segmented(model, recipe, judged_on)
+
+        @functools.cache  # traced once a model
+        def losses_of(trained: MaskRCNN) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+            trained.configure_training(**options)
+            return tf.function(trained.compute_losses, input_signature=[unvaried.element_spec])
 
         def evaluate(trained: MaskRCNN) -> dict[str, float]:
-            trained.configure_training(**{"weight_decay": decay, **training.detector})
             return {
-                **validation_losses(trained, recipe, judged_on),
+                **_mean_losses(losses_of(trained), unvaried),
                 **score(trained, annotations, images, batch_size=block.batch_size),
             }
 
         def pictures(trained: MaskRCNN) -> dict[str, np.ndarray]:
-            found = [evaluation.finder(trained, max_detections=trained.detections)(file) for file in files]
-            drawn = [visualize.draw(f, i) for f, i in zip(files, found, strict=True)]
-            return {file.stem: np.asarray(picture) for file, picture in zip(files, drawn, strict=True)}
+            find = evaluation.finder(trained, max_detections=trained.detections)
+            return {file.stem: np.asarray(visualize.draw(file, find(file))) for file in files}
 
     return Plan(
         batches=lambda start: batches(varied, start),
@@ -83,31 +88,30 @@ def score(
 ) -> dict[str, float]:
     """Figures of a model on COCO annotations: "bbox_AP", "bbox_AP50", "bbox_AP75", and so for "segm" and "keypoints" if the
     model has them; at as many detections an image as it gives (`metrics.coco.score`)."""
+    content, _ = coco_data.load(annotations, "annotations")
     find = evaluation.finder(model, max_detections=model.detections)
-    found = list(evaluation.detections(find, annotations, images, batch_size=batch_size))
+    found = evaluation.results(find, content, images, batch_size=batch_size)
     has = {"bbox": True, "segm": model.masks, "keypoints": bool(model.keypoints)}
-    figures = {}
-    for kind in (kind for kind, there in has.items() if there):
-        scored = coco.score(annotations, found, kind, max_detections=model.detections).figures
-        figures |= {f"{kind}_{name}": scored[name] for name in ("AP", "AP50", "AP75")}
-    return figures
+    kinds = [kind for kind, there in has.items() if there]
+    scores = evaluation.score(found, content, kinds, max_detections=model.detections)
+    names = ("AP", "AP50", "AP75")
+    return {f"{kind}_{name}": scores[kind].figures[name] for kind in kinds for name in names}
 
 
-def validation_losses(model: MaskRCNN, recipe: Recipe, source: CocoSource) -> dict[str, float]:
-    """The mean of each loss over the images, as `segment` resizes them, with samples that are the same each time:
-    "val_loss", "val_loss_mask", …"""
+def _as_segmented(model: MaskRCNN, recipe: Recipe, source: CocoSource) -> tf.data.Dataset:
+    """The images one by one, of the size that `segment` gives them."""
     scale = model.scale
     augment = DetectionAugmentation(flip=0.0, zoom=(scale or 1.0, scale or 1.0))
     size = {"short_side": None} if scale else {"short_side": model.short_side, "max_side": model.max_side}
-    batches = _batches(model, recipe, source, seed=0, batch_size=1, augment=augment, repeat=False, **size)
-    compute = tf.function(model.compute_losses, input_signature=[batches.element_spec])
-    sums: dict[str, float] = defaultdict(float)
-    count = 0
-    for batch in batches:
-        count += 1
-        for name, value in compute(batch).items():
-            sums[f"val_{name}"] += float(value)
-    return {name: total / count for name, total in sums.items()}
+    return _batches(model, recipe, source, seed=0, batch_size=1, augment=augment, repeat=False, **size)
+
+
+def _mean_losses(
+    compute: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]], batches: tf.data.Dataset
+) -> dict[str, float]:
+    """The mean of each loss over the batches, with samples that are the same each time: "val_loss", "val_loss_mask", …"""
+    found = [{name: float(value) for name, value in compute(batch).items()} for batch in batches]
+    return {f"val_{name}": float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 def _source(model: MaskRCNN, annotations: str, images: str, root: Path, *, keep_empty: bool) -> CocoSource:

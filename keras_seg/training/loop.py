@@ -93,7 +93,7 @@ def run(
     # a second shape of batch makes a trace for all shapes
     optimize = tf.function(model.optimize, reduce_retracing=True)
     began, began_at = time.monotonic(), start
-    step = start
+    step, now = start, None
     for step, batch in enumerate(batches(start).take(max(0, steps - start)), start=start + 1):
         terms = {name: float(value) for name, value in optimize(batch).items()}
         if not all(map(math.isfinite, terms.values())):
@@ -107,8 +107,8 @@ def run(
             shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
             say(f"step {step}/{steps}  {shown}  {speed:.2f} steps/s  {left:.0f} min left")
             recent = []
-        if evaluate and (step % evaluate_every == 0 or step == steps):
-            now = finished()
+        now = finished() if evaluate and (step % evaluate_every == 0 or step == steps) else None
+        if now is not None:
             figures = {name: float(value) for name, value in evaluate(now).items()}
             record(figures)
             best = _keep_best(now, output, figures, best, step, select, say)
@@ -117,7 +117,7 @@ def run(
         if step % checkpoint_every == 0 or step == steps:
             save()
     board.close()
-    save_weights(finished(), output / LAST)
+    save_weights(finished() if now is None else now, output / LAST)
     return history
 
 

@@ -15,18 +15,23 @@ def reestimate(model: keras.Model, inputs: Iterable[Any]) -> None:
     Averaged weights need it: no network that was trained had them, so that the statistics kept on the way are of other
     activations (Izmailov et al. 2018, "Averaging weights leads to wider optima", Section 3.2).
 
-    model: its drop-out layers must have rate 0. inputs: what the model is called with, images as it will see them and not
-    augmented beyond that. Nothing happens in a model without batch normalisation.
+    Nothing is dropped out meanwhile. inputs: what the model is called with, images as it will see them and not augmented
+    beyond that. Nothing happens in a model without batch normalisation.
 
     Raises:
         ValueError: no inputs.
     """
-    norms = [*_normalizations(model)]
+    layers = [*_layers(model)]
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    drops = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
     if not norms:
         return
-    momenta, sums, count = [norm.momentum for norm in norms], [[0.0, 0.0] for _ in norms], 0
-    for norm in norms:
-        norm.momentum = 0.0  # each batch leaves its own statistics
+    before = [(norm, "momentum", norm.momentum) for norm in norms] + [
+        (drop, "rate", drop.rate) for drop in drops
+    ]
+    sums, count = [[0.0, 0.0] for _ in norms], 0
+    for layer, name, _ in before:
+        setattr(layer, name, 0.0)  # each batch leaves its own statistics
     try:
         for batch in inputs:
             model(batch, training=True)
@@ -35,8 +40,8 @@ def reestimate(model: keras.Model, inputs: Iterable[Any]) -> None:
                 total[0] += np.asarray(norm.moving_mean)
                 total[1] += np.asarray(norm.moving_variance)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for layer, name, value in before:
+            setattr(layer, name, value)
     if not count:
         raise ValueError("reestimate: no images to take statistics from")
     for norm, (mean, variance) in zip(norms, sums, strict=True):
@@ -44,10 +49,10 @@ def reestimate(model: keras.Model, inputs: Iterable[Any]) -> None:
         norm.moving_variance.assign(variance / count)
 
 
-def _normalizations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """Those of the models within, too."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _normalizations(layer)
-        elif isinstance(layer, keras.layers.BatchNormalization):
+            yield from _layers(layer)
+        else:
             yield layer

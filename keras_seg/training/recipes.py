@@ -134,13 +134,8 @@ def _finish(model: UNet | MaskRCNN, result: UNet | MaskRCNN, recipe: Recipe, pla
 
 
 def _reestimate_normalization(model: UNet | MaskRCNN, recipe: Recipe, plan: Plan) -> None:
-    if recipe.model.normalization != "batch":
-        return
-    undropped = zoo.load(recipe, weights=None, **({"dropout": 0.0} if recipe.model.builder == "unet" else {}))
-    undropped.set_weights(model.get_weights())
     count = -(-STATISTICS_IMAGES // recipe.data.batch_size)
-    normalization.reestimate(undropped, islice(plan.plain_inputs(), count))
-    model.set_weights(undropped.get_weights())
+    normalization.reestimate(model, islice(plan.plain_inputs(), count))
 
 
 @contextmanager

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
-import pytest
 from coco_files import content, with_keypoints, with_runs, write
 from PIL import Image
 
-from keras_seg import cli
 from keras_seg.data.check import check
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `keras-seg check-data ARGUMENTS` and returns its exit status, its output and its error output."""
-
-    def command(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["keras-seg", "check-data", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return command
 
 
 def test_a_sound_data_set(tmp_path, run):
     files = write(tmp_path, with_keypoints(content()))
-    status, out, error = run(*files, "--json", "-o", tmp_path / "drawn", "--samples", 2)
+    status, out, error = run("check-data", *files, "--json", "-o", tmp_path / "drawn", "--samples", 2)
     report = json.loads(out)
     assert status == 0 and report["usable"] and not error
     assert report["entries"] == {"images": 3, "annotations": 6, "categories": 2}
@@ -46,7 +30,7 @@ def test_a_sound_data_set(tmp_path, run):
         image = Image.open(files[1] / f"{int(path.rpartition('/')[2][:-4]) - 10}.png")
         enlarged = image.resize(picture.size, Image.Resampling.BICUBIC)
         assert (np.asarray(picture) != np.asarray(enlarged)).any(axis=-1).mean() > 0.1
-    status, out, _ = run(*files)
+    status, out, _ = run("check-data", *files)
     assert status == 0 and "objects of each class" in out and out.endswith("usable\n")
 
 
@@ -60,7 +44,7 @@ def test_every_problem_is_told_with_its_file_and_id(tmp_path, run):
     (files[1] / "1.png").unlink()
     (files[1] / "4.png").write_bytes(b"no image at all")
     Image.new("L", (60, 41)).save(files[1] / "5.png")
-    status, out, _ = run(*files, "--json")
+    status, out, _ = run("check-data", *files, "--json")
     report = json.loads(out)
     assert status == 1 and not report["usable"]
     told = "\n".join(report["errors"])
@@ -74,9 +58,9 @@ def test_every_problem_is_told_with_its_file_and_id(tmp_path, run):
         "annotation 102: bbox: [50, 30, 14, 15] leaves the image of 40x60 (height x width): clipped to it",
         "image 13: file_name: 2.png is that of image 12 too",
     ]
-    status, out, _ = run(*files)
+    status, out, _ = run("check-data", *files)
     assert status == 1 and "4 errors" in out and "1 dropped" in out and "NOT usable" in out
-    status, out, _ = run(*files, "--quick", "--json")
+    status, out, _ = run("check-data", *files, "--quick", "--json")
     assert status == 1 and len(json.loads(out)["errors"]) == 2
 
 
@@ -85,20 +69,20 @@ def test_all_errors_of_the_annotations_are_listed(tmp_path, run):
     for annotation in data["annotations"]:
         annotation["segmentation"] = [[1, 2, 3, 4]]
     files = write(tmp_path, data)
-    status, out, _ = run(*files, "--json")
+    status, out, _ = run("check-data", *files, "--json")
     report = json.loads(out)
     assert status == 1 and len(report["errors"]) == 40 and report["counts"] == {}
     assert report["entries"]["annotations"] == 40
-    status, out, _ = run(*files)
+    status, out, _ = run("check-data", *files)
     assert "40 errors" in out and "and 20 more (--json lists all)" in out
 
 
 def test_what_is_no_data_set(tmp_path, run):
     files = write(tmp_path, content())
-    status, _, error = run(files[0], tmp_path / "nowhere")
+    status, _, error = run("check-data", files[0], tmp_path / "nowhere")
     assert status == 2 and "nowhere: no such folder of images" in error
     files[0].write_text("[]")
-    status, _, error = run(*files)
+    status, _, error = run("check-data", *files)
     assert status == 2 and "line 1, column 1: a list, as of results" in error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
 
-from keras_seg import cli
 from keras_seg.data.coco_index import read_index
-from keras_seg.data.convert import from_label_images, from_labelme, from_via, label_annotations
+from keras_seg.data.coco_json import label_annotations
+from keras_seg.data.label_images import from_label_images
+from keras_seg.data.labelme import from_labelme
+from keras_seg.data.via import from_via
 from keras_seg.ops.rle import decode_rle
 
 
@@ -26,19 +27,6 @@ def image(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, size, np.uint8)).save(path)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `keras-seg ARGUMENTS` and returns its exit status, its output and its error output."""
-
-    def command(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["keras-seg", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return command
 
 
 # -- label images ----------------------------------------------------------------------------------------------

@@ -33,6 +33,18 @@ def test_inference_then_equals_training_mode_on_the_same_batch():
     assert np.abs(model(batch) - before).max() > 1e-3
 
 
+def test_nothing_is_dropped_out_meanwhile():
+    dropping = unet(depth=1, base_channels=4, padding="same", normalization="batch", dropout=0.5)
+    whole = unet(depth=1, base_channels=4, padding="same", normalization="batch", dropout=0.0)
+    whole.set_weights(dropping.get_weights())
+    batch = tf.random.stateless_uniform([2, 16, 16, 1], [1, 2], 0, 255)
+    for model in (dropping, whole):
+        reestimate(model, [batch])
+    for one, other in zip(dropping.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert {layer.rate for layer in dropping.layers if isinstance(layer, keras.layers.Dropout)} == {0.5}
+
+
 def test_without_images_or_without_normalisation():
     with pytest.raises(ValueError, match="no images to take statistics from"):
         reestimate(unet(depth=1, base_channels=4, padding="same", normalization="batch"), [])

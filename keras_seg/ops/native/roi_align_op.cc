@@ -460,15 +460,16 @@ class RoiAlignBackward : public RoiAlignCpuKernel {
   }
 };
 
-#define KERAS_SEG_REGISTER_CPU(type)                                                                            \
-  REGISTER_KERNEL_BUILDER(Name("KerasSegRoiAlign").Device(tensorflow::DEVICE_CPU).TypeConstraint<type>("T"),    \
-                          RoiAlignForward);                                                                     \
-  REGISTER_KERNEL_BUILDER(Name("KerasSegRoiAlignGrad").Device(tensorflow::DEVICE_CPU).TypeConstraint<type>("T"), \
-                          RoiAlignBackward)
+#define KERAS_SEG_REGISTER_TYPE(device, type, forward, backward)                                          \
+  REGISTER_KERNEL_BUILDER(Name("KerasSegRoiAlign").Device(device).TypeConstraint<type>("T"), forward);    \
+  REGISTER_KERNEL_BUILDER(Name("KerasSegRoiAlignGrad").Device(device).TypeConstraint<type>("T"), backward)
 
-KERAS_SEG_REGISTER_CPU(float);
-KERAS_SEG_REGISTER_CPU(Eigen::half);
-KERAS_SEG_REGISTER_CPU(tensorflow::bfloat16);
+#define KERAS_SEG_REGISTER(device, forward, backward)                            \
+  KERAS_SEG_REGISTER_TYPE(device, float, forward, backward);                     \
+  KERAS_SEG_REGISTER_TYPE(device, Eigen::half, forward, backward);               \
+  KERAS_SEG_REGISTER_TYPE(device, tensorflow::bfloat16, forward, backward)
+
+KERAS_SEG_REGISTER(tensorflow::DEVICE_CPU, RoiAlignForward, RoiAlignBackward);
 
 // --- GPU ---
 
@@ -562,15 +563,7 @@ class RoiAlignGpuBackward : public RoiAlignGpuKernel {
   }
 };
 
-#define KERAS_SEG_REGISTER_GPU(type)                                                                            \
-  REGISTER_KERNEL_BUILDER(Name("KerasSegRoiAlign").Device(tensorflow::DEVICE_GPU).TypeConstraint<type>("T"),    \
-                          RoiAlignGpuForward);                                                                  \
-  REGISTER_KERNEL_BUILDER(Name("KerasSegRoiAlignGrad").Device(tensorflow::DEVICE_GPU).TypeConstraint<type>("T"), \
-                          RoiAlignGpuBackward)
-
-KERAS_SEG_REGISTER_GPU(float);
-KERAS_SEG_REGISTER_GPU(Eigen::half);
-KERAS_SEG_REGISTER_GPU(tensorflow::bfloat16);
+KERAS_SEG_REGISTER(tensorflow::DEVICE_GPU, RoiAlignGpuForward, RoiAlignGpuBackward);
 
 #endif  // GOOGLE_CUDA
 
