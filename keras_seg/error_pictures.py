@@ -1,0 +1,132 @@
+"""Where a detector errs: pictures of the images with most errors first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from keras_seg.instances import Instances
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Of outlines; told apart with any kind of colour vision (Okabe and Ito 2008)
+RIGHT, MISSED, FALSE = (0, 158, 115), (213, 94, 0), (86, 180, 233)
+
+
+class Errors(NamedTuple):
+    """right: [n, 2], pairs of what was found and what is there, places in the arrays given. false, missed: places of those
+    without a counterpart."""
+
+    right: np.ndarray
+    false: np.ndarray
+    missed: np.ndarray
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 1 where nothing is and nothing was found."""
+        wrong = len(self.false) + len(self.missed)
+        return 2 * len(self.right) / (2 * len(self.right) + wrong) if wrong else 1.0
+
+
+def match(found: np.ndarray, truth: np.ndarray, iou: float = 0.5, same: np.ndarray | None = None) -> Errors:
+    """Which objects are right, as COCO matches them: in the order of `found`, each takes what overlaps it most of what is left.
+
+    found: bool [N, H, W], the surest first. truth: bool [M, H, W]. iou: the least intersection over union. same:
+    bool [N, M], which are of one class; None: all. ValueError for masks of other images.
+    """
+    if found.shape[1:] != truth.shape[1:]:
+        raise ValueError(
+            f"masks of other sizes: {list(found.shape[1:])} found, {list(truth.shape[1:])} there"
+        )
+    pixels = found.shape[1] * found.shape[2]
+    flat, other = (masks.reshape(len(masks), pixels).astype(np.float32) for masks in (found, truth))
+    common = flat @ other.T
+    union = flat.sum(1)[:, None] + other.sum(1)[None] - common
+    overlap = (
+        common / np.maximum(union, 1) if same is None else np.where(same, common / np.maximum(union, 1), -1)
+    )
+    pairs, left = [], np.ones(len(truth), bool)
+    for n, row in enumerate(overlap):
+        row = np.where(left, row, -1)
+        if left.any() and row.max() >= iou:
+            pairs.append((n, int(row.argmax())))
+            left[pairs[-1][1]] = False
+    right = np.array(pairs, int).reshape(-1, 2)
+    return Errors(right, np.setdiff1d(np.arange(len(found)), right[:, 0]), np.flatnonzero(left))
+
+
+def draw_errors(image: Any, found: np.ndarray, truth: np.ndarray, errors: Errors) -> Image.Image:
+    """The image with outlines: what was found and is right in green, what was missed in red-orange, what is false in blue.
+
+    image: as in `visualize.picture`; found, truth: bool [N, H, W] and [M, H, W] of its size, errors: of `match`.
+    """
+    from PIL import Image
+    from scipy import ndimage
+
+    from keras_seg import visualize
+
+    drawn = np.array(visualize.picture(image))
+    outlined = (
+        (found[errors.right[:, 0]], RIGHT),
+        (truth[errors.missed], MISSED),
+        (found[errors.false], FALSE),
+    )
+    for masks, colour in outlined:
+        for mask in masks:
+            drawn[mask & ~ndimage.binary_erosion(mask)] = colour
+    return Image.fromarray(drawn)
+
+
+def write_error_pictures(
+    found: Mapping[int, Instances],
+    annotations: str | Path | Mapping[str, Any],
+    images: str | Path,
+    folder: str | Path,
+    *,
+    count: int = 8,
+    score_threshold: float = 0.5,
+    iou: float = 0.5,
+) -> dict[Path, Errors]:
+    """Draws the `count` images with the lowest F1 to PNGs in a folder, the worst first: {file: its errors}.
+
+    Args:
+        found: what was found, by image id; `evaluate.detections` gives it.
+        annotations, images: as of `evaluate.detections`. Crowds neither match nor count.
+        folder: made if missing; files are named "01_…png", "02_…png" by rank and image.
+        score_threshold, iou: what counts as found, and as right.
+
+    Raises:
+        ValueError: malformed annotations, an image without masks.
+    """
+    from keras_seg import visualize
+    from keras_seg.metrics import coco_data
+    from keras_seg.ops.rle import decode_rle
+
+    truth = coco_data.read_annotations(annotations, "segm")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    objects: dict[int, list[dict[str, Any]]] = {image: [] for image in found}
+    for one in truth.objects:
+        if one["image_id"] in objects and not one["iscrowd"]:
+            objects[one["image_id"]].append(one)
+    judged = []
+    for image, instances in found.items():
+        sure = instances.filter(score_threshold)
+        masks = [decode_rle(one["segmentation"]).astype(bool) for one in objects[image]]
+        there = np.array(masks).reshape(-1, *instances.image_size)
+        categories = coco_data.class_categories(sure.class_names, truth.categories)
+        classes = np.array([categories[k] for k in sure.classes], object)
+        same = classes[:, None] == np.array([one["category_id"] for one in objects[image]], object)[None]
+        judged.append((match(sure.masks, there, iou, same), image, sure.masks, there))
+    judged.sort(key=lambda one: one[0].f1)
+    written = {}
+    for rank, (errors, image, masks, there) in enumerate(judged[:count], start=1):
+        name = truth.images[image]["file_name"]
+        path = folder / f"{rank:02d}_{Path(name).stem}.png"
+        draw_errors(visualize.picture(Path(images) / name), masks, there, errors).save(path)
+        written[path] = errors
+    return written
