@@ -1,4 +1,5 @@
-"""The command `keras-seg`: list, show, train, average, segment, evaluate, convert, check-data, import-weights, export."""
+"""The command `keras-seg`: list, show, train, average, segment, evaluate, proposals, convert, check-data, import-weights,
+export, doctor."""
 
 from __future__ import annotations
 
@@ -123,7 +124,9 @@ def segment(
     ] = "float32",
 ) -> None:
     """Write what a model sees in an image: class probabilities (float32, or 0-255 in a .png), or objects."""
-    unet = keras_seg.zoo.show(name).model.builder == "unet"
+    recipe = keras_seg.zoo.show(name)
+    unet = recipe.model.builder == "unet"
+    _check_own_rpn(recipe)
     suffixes = (".npy", ".tif", ".tiff", ".png") if unet else (".png", ".jpg", ".tif", ".tiff", ".json")
     if output.suffix not in suffixes:
         raise ValueError(f"{output}: the output of {name} must end in {', '.join(suffixes)}")
@@ -140,6 +143,33 @@ def segment(
     probabilities = keras_seg.segment(model, image, tile=tile, rotations=rotations, precision=precision)
     _write(output, probabilities, class_index)
     print(f"{output}: {'x'.join(map(str, probabilities.shape))} probabilities")
+
+
+@app.command()
+def proposals(
+    name: Name,
+    data: Annotated[Path, typer.Option("--data", help="COCO annotations, .json.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, .npz.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images; that of the annotations if left out.")
+    ] = None,
+    weights: WeightsFile = "pretrained",
+    count: Annotated[
+        int | None, typer.Option(min=1, help="The best so many of an image; else the recipe's proposals.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images to compute at once.")] = 1,
+) -> None:
+    """Store what a region proposal network proposes in each image, for a detector's data.proposals."""
+    from keras_seg import stored_proposals
+
+    recipe = keras_seg.zoo.show(name)
+    if not getattr(recipe.model, "rpn_only", False):
+        raise ValueError(f"{name}: proposals come from a recipe that is an RPN alone: model.rpn_only: true")
+    more = {"proposals": count} if count and count > recipe.model.proposals else {}
+    model = keras_seg.zoo.load(recipe, weights, **more)
+    folder = data.parent if images is None else images
+    number = stored_proposals.store(model, data, folder, output, count=count, batch_size=batch_size)
+    print(f"{output}: {number} proposals")
 
 
 @app.command("import-weights")
@@ -207,6 +237,12 @@ def evaluate_model(
         str | None, typer.Option(metavar="SIDES", help="Detector: shorter sides to see it at, as in 640,800.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Detector: images to compute at once.")] = 1,
+    stored: Annotated[
+        Path | None,
+        typer.Option(
+            "--proposals", help="Detector: what to look at, from keras-seg proposals, not its own RPN's."
+        ),
+    ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Detector: write what was found, as .json of COCO results.")
     ] = None,
@@ -218,7 +254,7 @@ def evaluate_model(
 ) -> None:
     """Score a model, and compare with what its recipe expects.
 
-    A U-Net on its recipe's validation data, a detector on COCO annotations. The exit status is 1 if the figure is worse than
+    A U-Net on its recipe's validation data, a detector on COCO annotations (an RPN alone: its recall). The exit status is 1 if the figure is worse than
     the recipe expects by more than its tolerance.
     """
     recipe = None if name.endswith(".json") or Path(name).is_dir() else keras_seg.zoo.show(name)
@@ -229,6 +265,9 @@ def evaluate_model(
     else:
         if data.is_dir():
             raise ValueError(f"--data {data}: a detector is scored on COCO annotations, a .json file")
+        if recipe is not None and recipe.model.rpn_only:
+            _print_recall(recipe, data, images or data.parent, weights, batch_size, as_json)
+            return
         annotations, _ = coco_data.load(data, "annotations")
         for kind in iou_type or ["bbox"]:  # before anything takes time
             coco_data.read_annotations(annotations, kind)
@@ -236,7 +275,12 @@ def evaluate_model(
             found, _ = coco_data.load(name, "results")
         elif recipe is None:
             raise ValueError(f"{name}: is a folder; give a model of the zoo, a recipe or COCO results")
+        elif stored is not None:
+            if flip or scales or max_detections:
+                raise ValueError("--proposals goes with neither --flip, --scales nor --max-detections")
+            found = _detect_in(recipe, stored, data, images or data.parent, weights)
         else:
+            _check_own_rpn(recipe)
             found = _detect_all(
                 recipe, annotations, images or data.parent, weights,
                 max_detections=max_detections, flip=flip, scales=scales, batch_size=batch_size,
@@ -264,6 +308,7 @@ def export(
     weights: WeightsFile = "pretrained",
 ) -> None:
     """Write a SavedModel, for TensorFlow Serving and the like."""
+    _check_own_rpn(keras_seg.zoo.show(name))
     keras_seg.export.saved_model(keras_seg.zoo.load(name, weights), path)
     print(f"{path}: SavedModel of {name}")
 
@@ -317,6 +362,39 @@ def _detect_all(
     model = keras_seg.zoo.load(recipe, weights, **more)
     find = evaluate.finder(model, max_detections=most, flip=flip, short_sides=_parse_sides(scales))
     return evaluate.results(find, annotations, images, batch_size=batch_size)
+
+
+def _detect_in(
+    recipe: Recipe, stored: Path, annotations: Path, images: Path, weights: str
+) -> list[dict[str, Any]]:
+    """COCO results of a recipe's detector in regions that were proposed and stored."""
+    from keras_seg import stored_proposals
+    from keras_seg.data.proposals import read_proposals
+
+    proposals = read_proposals(stored)
+    proposals.check_made_for(annotations)
+    return stored_proposals.results(keras_seg.zoo.load(recipe, weights), proposals, annotations, images)
+
+
+def _check_own_rpn(recipe: Recipe) -> None:
+    """ValueError if the recipe's second stage is trained on stored proposals: its own RPN has then learnt nothing."""
+    if getattr(recipe.data, "proposals", None):
+        raise ValueError(
+            f"{recipe.name}: its second stage is trained on stored proposals and its own RPN not at all, so it needs those "
+            "of another one: keras-seg evaluate --proposals FILE"
+        )
+
+
+def _print_recall(
+    recipe: Recipe, annotations: Path, images: Path, weights: str, batch_size: int, as_json: bool
+) -> None:
+    from keras_seg import stored_proposals
+
+    model = keras_seg.zoo.load(recipe, weights)
+    figures = stored_proposals.recall(model, annotations, images, batch_size=batch_size)
+    print(json.dumps(figures) if as_json else "\n".join(f"{k:<8} {v:.4f}" for k, v in figures.items()))
+    if recipe.expect is not None:
+        _check_expected(recipe, figures, quiet=as_json)
 
 
 def _recipes_detections(recipe: Recipe) -> int | None:

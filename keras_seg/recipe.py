@@ -46,10 +46,19 @@ Metric = Literal[
     "keypoints_AP",
     "keypoints_AP50",
     "keypoints_AP75",
+    "AR100",
+    "AR300",
+    "AR1000",
 ]
 MAX_SHOWN = 12  # entries of a list that a card shows
 # All others are errors.
-HIGHER_IS_BETTER = ("v_rand", "v_info", "seg", "mean_iou", *(m for m in get_args(Metric) if "_AP" in m))
+HIGHER_IS_BETTER = (
+    "v_rand",
+    "v_info",
+    "seg",
+    "mean_iou",
+    *(m for m in get_args(Metric) if "_AP" in m or m[:2] == "AR"),
+)
 # What chooses a member of the unions below: the name of a builder, of a reader, of an optimizer.
 _TAGS = ("unet", "mask_rcnn", "isbi", "cell_tracking", "folder", "coco", "sgd", "adam")
 
@@ -176,13 +185,16 @@ class DetectionAugmentation(Block):
 
 class CocoData(Block):
     """COCO annotations and folders of images, inside the data folder; the other fields are arguments of
-    `keras_seg.data.coco`. `short_side`: one number, or the ends of a range."""
+    `keras_seg.data.coco`. `short_side`: one number, or the ends of a range. `proposals` and `validation_proposals`: files of
+    `keras-seg proposals`, inside the data folder too; then the second stage alone is trained and judged, on these."""
 
     reader: Literal["coco"]
     annotations: str
     images: str
     validation_annotations: str | None = None
     validation_images: str | None = None
+    proposals: str | None = None
+    validation_proposals: str | None = None
     batch_size: PositiveInt = 2
     short_side: PositiveInt | tuple[PositiveInt, PositiveInt] | None = 800
     max_side: PositiveInt | None = None
@@ -194,6 +206,12 @@ class CocoData(Block):
     def _check_pair(self) -> CocoData:
         if (self.validation_annotations is None) != (self.validation_images is None):
             raise ValueError("validation_annotations and validation_images go together")
+        wanted = self.proposals is not None and self.validation_annotations is not None
+        if wanted != (self.validation_proposals is not None):
+            raise ValueError(
+                "proposals, validation_annotations and validation_proposals go together: what is trained on stored proposals is "
+                "judged on stored proposals"
+            )
         return self
 
 
@@ -319,6 +337,10 @@ class Recipe(Block):
         if self.data and (self.data.reader == "coco") != (self.model.builder == "mask_rcnn"):
             raise ValueError(
                 f"data.reader: {self.data.reader!r} is not for the builder {self.model.builder!r}"
+            )
+        if self.data and getattr(self.data, "proposals", None) and self.model.rpn_only:
+            raise ValueError(
+                "data.proposals: the model is nothing but an RPN (rpn_only), which makes proposals"
             )
         if self.weights and self.published:
             raise ValueError(

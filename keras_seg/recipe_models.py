@@ -126,6 +126,7 @@ class MaskRCNNModel(_WithClasses):
     proposals: PositiveInt = 1000
     rpn_nms: Share = 0.7
     rpn_min_size: NonNegativeFloat = 0.0
+    rpn_only: bool = False
     box_head: Literal["fc", "conv_fc"] = "fc"
     box_head_channels: PositiveInt = 1024
     class_agnostic_boxes: bool = False

@@ -70,6 +70,7 @@ def test_help_names_the_commands(run):
         "train",
         "segment",
         "evaluate",
+        "proposals",
         "convert",
         "check-data",
         "import-weights",

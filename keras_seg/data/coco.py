@@ -16,6 +16,8 @@ from keras_seg.data.detection_geometry import DetectionAugmentation
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from keras_seg.data.proposals import Proposals
+
 __all__ = ["CocoSource", "coco", "missing_files", "open_source"]
 
 SHOWN = 10  # ids in a message about what was dropped
@@ -36,6 +38,7 @@ def coco(
     min_box_side: float = 1.0,
     multiple: int = 32,
     value_range: tuple[float, float] | None = None,
+    proposals: str | Path | None = None,
     seed: int = 0,
     start: int = 0,
     repeat: bool = True,
@@ -68,6 +71,7 @@ def coco(
             resizing and cropping.
         multiple: sides of a batch's images are padded to multiples of this.
         value_range: values of pixels that become 0 and 255, for images of more than 8 bits (`images.to_float`).
+        proposals: file of `keras-seg proposals` with boxes that a region proposal network proposed in these images.
         seed: of everything random.
         start: number of batches to leave out at the start.
         repeat: False ends after one pass; the last batch may then be smaller.
@@ -80,14 +84,14 @@ def coco(
             its place.
 
     Returns: dictionaries of "image" uint8 [B, H, W, 3], "size" float32 [B, 2], "image_id" int64 [B], "boxes" float32
-    [B, G, 4], "classes" int32 [B, G], "crowd" bool [B, G], and, as the annotations have them, of polygons, bitmaps and
-    keypoints, in the form that `models.rcnn_training` documents. The dataset also has the attributes class_names,
+    [B, G, 4], "classes" int32 [B, G], "crowd" bool [B, G], and, as the annotations have them, of polygons, bitmaps,
+    keypoints and proposals, in the form that `models.rcnn_training` documents. The dataset also has the attributes class_names,
     category_ids, keypoint_names and images (how many).
 
     Raises:
         FileNotFoundError: no annotations, or images that are not in the folder: all of them are named.
         ValueError: annotations that are malformed, with the id and field of each error (`keras-seg check-data` lists
-            all of them); an option outside its range. Objects that are useless are dropped, with one warning.
+            all of them); proposals for other annotations; an option outside its range. Objects that are useless are dropped, with one warning.
     """
     from keras_seg.data.detection_batches import detection_dataset
 
@@ -104,6 +108,7 @@ def coco(
         min_box_side=min_box_side,
         multiple=multiple,
         value_range=value_range,
+        proposals=None if proposals is None else read_for(proposals, source),
         seed=seed,
         start=start,
         repeat=repeat,
@@ -119,7 +124,8 @@ class CocoSource:
 
     def __init__(self, index: CocoIndex, folder: Path) -> None:
         self.index, self.folder, self.name = index, folder, index.path
-        self.sizes, self.class_names, self.category_ids = index.sizes, index.class_names, index.category_ids
+        self.sizes, self.image_ids = index.sizes, index.image_ids
+        self.class_names, self.category_ids = index.class_names, index.category_ids
         self.keypoint_names = index.keypoint_names
         single = index.rows[~index.crowd[index.rows]]
         self.bitmaps = bool(index.has_runs(single).any())
@@ -127,6 +133,16 @@ class CocoSource:
 
     def read(self, i: int) -> AnnotatedImage:
         return self.index.annotated(i, self.folder)
+
+
+def read_for(path: str | Path, source: CocoSource) -> Proposals:
+    """The proposals of a file; ValueError or FileNotFoundError if there are none, or they are for other annotations."""
+    from keras_seg.data.proposals import read_proposals
+
+    found = read_proposals(path)
+    if Path(source.name).is_file():  # else the annotations were given as what a file holds
+        found.check_made_for(source.name)
+    return found
 
 
 def open_source(

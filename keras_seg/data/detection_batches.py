@@ -21,6 +21,7 @@ from PIL import Image
 from keras_seg.data.annotated_image import AnnotatedImage
 from keras_seg.data.detection_geometry import NO_AUGMENTATION, DetectionAugmentation
 from keras_seg.data.detection_items import ItemOptions, make_item, mirrored_keypoints
+from keras_seg.data.proposals import Proposals
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -41,6 +42,7 @@ TYPES = {
     "crowd": ("bool", (None,)),
 }
 BITMAPS = {"mask_pixels": ("uint8", (None,)), "mask_windows": ("int32", (None, 5))}
+PROPOSALS = {"proposals": ("float32", (None, 4))}
 POLYGONS = {
     "polygon_points": ("float64", (None, 2)),
     "polygon_lengths": ("int32", (None,)),
@@ -54,10 +56,11 @@ class TooManyUnreadable(ValueError):
 
 class Source(Protocol):
     """Where annotated images come from. name: for messages. sizes: int32 [I, 2], height and width of each image.
-    bitmaps, polygons: whether an object that is no crowd has run lengths, polygons."""
+    image_ids: int64 [I]. bitmaps, polygons: whether an object that is no crowd has run lengths, polygons."""
 
     name: str
     sizes: np.ndarray
+    image_ids: np.ndarray
     class_names: tuple[str, ...]
     category_ids: np.ndarray
     keypoint_names: tuple[str, ...]
@@ -80,6 +83,7 @@ def detection_dataset(
     min_box_side: float = 1.0,
     multiple: int = 32,
     value_range: tuple[float, float] | None = None,
+    proposals: Proposals | None = None,
     seed: int = 0,
     start: int = 0,
     repeat: bool = True,
@@ -88,7 +92,10 @@ def detection_dataset(
     parallel: int | None = None,
     max_unreadable: int = 10,
 ) -> tf.data.Dataset:
-    """Batches of a source's images; `data.coco` describes arguments and result."""
+    """Batches of a source's images; `data.coco` describes arguments and result.
+
+    proposals: of its images, which then are in the batches.
+    """
     import tensorflow as tf
 
     options = (
@@ -126,10 +133,12 @@ def detection_dataset(
     types |= BITMAPS if item.bitmaps else {}
     types |= POLYGONS if item.polygons else {}
     types |= {"keypoints": ("float32", (None, len(mirror), 3))} if with_keypoints else {}
+    if proposals is not None:
+        types |= PROPOSALS
+        proposals.check_images(source.image_ids, source.sizes, source.name)
     shuffle = repeat if shuffle is None else shuffle
-    maker = _Maker(
-        source, item, _Order(source, options, batch_size, shard, seed, repeat, shuffle), seed, max_unreadable
-    )
+    order = _Order(source, options, batch_size, shard, seed, repeat, shuffle)
+    maker = _Maker(source, item, order, seed, max_unreadable, proposals)
 
     keep_memory(parallel or os.cpu_count() or 1)
 
@@ -284,10 +293,16 @@ class _Maker:
     file, so that the numbers of the others stay."""
 
     def __init__(
-        self, source: Source, options: ItemOptions, order: _Order, seed: int, max_unreadable: int
+        self,
+        source: Source,
+        options: ItemOptions,
+        order: _Order,
+        seed: int,
+        max_unreadable: int,
+        proposals: Proposals | None = None,
     ) -> None:
         self.source, self.options, self.order, self.seed = source, options, order, seed
-        self.max_unreadable = max_unreadable
+        self.max_unreadable, self.proposals = max_unreadable, proposals
         self.unreadable: dict[int, str] = {}
         self.lock = threading.Lock()
 
@@ -304,9 +319,10 @@ class _Maker:
             if i in self.unreadable:
                 continue
             try:
-                entries = make_item(
-                    self.source.read(i), self.options, np.random.default_rng([self.seed, 2, number])
-                )
+                annotated = self.source.read(i)
+                boxes = None if self.proposals is None else self.proposals.of(annotated.image_id)[0]
+                random = np.random.default_rng([self.seed, 2, number])
+                entries = make_item(annotated, self.options, random, boxes)
                 return [np.True_, *(entries[name] for name in names)]
             except (OSError, ValueError) as error:
                 self.report(i, str(error))
@@ -333,6 +349,7 @@ class _Maker:
             **TYPES,
             **BITMAPS,
             **POLYGONS,
+            **PROPOSALS,
             "keypoints": ("float32", (0, len(self.options.keypoint_mirror), 3)),
         }
         return [np.zeros([side or 0 for side in shapes[name][1]], shapes[name][0]) for name in names]

@@ -55,10 +55,14 @@ class ItemOptions:
 
 
 def make_item(
-    annotated: AnnotatedImage, options: ItemOptions, random: np.random.Generator
+    annotated: AnnotatedImage,
+    options: ItemOptions,
+    random: np.random.Generator,
+    proposals: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The image and what of its objects is left, as NumPy arrays of the types and shapes of a batch without its B.
 
+    proposals: float32 [P, 4], x1, y1, x2, y2 in pixels of the image; those of which nothing is left are left out.
     Objects of which less than `min_box_side` pixels are left, or no pixel of the mask, are left out. Raises OSError or
     ValueError if the image cannot be read or has another size than its annotations say.
     """
@@ -80,6 +84,7 @@ def make_item(
         "size": np.array(geometry.size, np.float32),
         "image_id": np.int64(annotated.image_id),
         **_objects(annotated, geometry, options),
+        **({} if proposals is None else {"proposals": _moved(proposals, geometry)}),
     }
 
 
@@ -134,6 +139,14 @@ def mirrored_keypoints(names: Sequence[str]) -> list[int]:
             "places: give keypoint_mirror, the place of each one's counterpart"
         )
     return mirror
+
+
+def _moved(proposals: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Boxes [P, 4] through the geometry, clipped to the result, in their order; float32."""
+    height, width = geometry.size
+    boxes = np.clip(geometry.of_boxes(proposals.astype(np.float64)), 0, [width, height, width, height])
+    boxes = boxes.astype(np.float32)
+    return boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
 
 
 class _Bitmap(NamedTuple):

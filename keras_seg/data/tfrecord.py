@@ -127,7 +127,7 @@ class RecordSource:
             with np.load(path, allow_pickle=False) as index:
                 about = json.loads(str(index["about"]))
                 self.places, self.sizes = index["places"], index["sizes"]
-                self.category_ids = index["category_ids"]
+                self.category_ids, self.image_ids = index["category_ids"], index["image_ids"]
             layout, shards = about["layout"], about["shards"]
             self.class_names, self.keypoint_names = (
                 tuple(about["class_names"]),

@@ -20,6 +20,7 @@ from keras_seg.models.rcnn_layers import (
     DecodeKeypoints,
     NormalizePixels,
     PoolRegions,
+    ProposalsAsDetections,
     Regions,
     Scatter,
     SelectDetections,
@@ -55,6 +56,8 @@ class MaskRCNN(keras.Model):
         )
         self._samples = keras.random.SeedGenerator(name="samples")
         branches = {"loss_mask": self.masks, "loss_keypoint": self.keypoints}
+        if self.rpn_only:
+            branches |= {"loss_class": False, "loss_box": False}
         self._means = [
             keras.metrics.Mean(name=loss)
             for loss in ("loss", *rcnn_training.LOSSES)
@@ -72,6 +75,21 @@ class MaskRCNN(keras.Model):
         """The networks within by name, of `PARTS` those that this model has: for weights, and for freezing."""
         names = {layer.name for layer in self.layers}
         return {part: self.get_layer(part) for part in PARTS if part in names}
+
+    def second_stage(self) -> keras.Model:
+        """All but the RPN, with the same weights: a model that finds objects in regions which another network proposes.
+
+        Inputs as of `mask_rcnn` and "proposals" float32 [B, P, 4], pixels of the input, of which the first "num_proposals"
+        int32 [B] of each image are there; outputs as of `mask_rcnn`. ValueError: a model that is nothing but an RPN.
+        """
+        if self.rpn_only:
+            raise ValueError(f"{self.name}: has rpn_only=True, so there is no second stage")
+        boxes, count = self.get_layer("proposals").output
+        inputs = {**self.input, "proposals": boxes, "num_proposals": count}
+        model = keras.Model(inputs, self.output, name=f"{self.name}_second_stage")
+        for name, tensor in model.input.items():  # Keras calls copies otherwise, and warns of it
+            tensor.name = name
+        return model
 
     # -- training ----------------------------------------------------------------------------------------------
 
@@ -110,7 +128,7 @@ class MaskRCNN(keras.Model):
         seed: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """The losses of a batch, whose form `rcnn_training` describes: {"loss": their sum, "loss_rpn_class": …}, scalars
-        float32, each times its weight.
+        float32, each times its weight. With "proposals" in the batch, the RPN is not computed and has no loss.
 
         Args:
             batch: images and their objects; none is an ordinary case.
@@ -133,27 +151,43 @@ class MaskRCNN(keras.Model):
         if self.structure == "fpn":
             maps = self.parts["fpn"](maps, training=training)
         pooled_from = maps[:4] if self.structure == "fpn" else maps
-        selection = self.get_layer("proposals")
-        # proposals are data: no gradient goes through them
-        logits, deltas = rcnn_training.rpn_outputs(self, [tf.stop_gradient(level) for level in maps])
-        all_anchors = tf.concat(selection.anchors(logits), 0)
-        if anchors is None:
-            anchors = rcnn_training.sample_anchors(all_anchors, batch, options, seed)
-        if regions is None:
-            logits, deltas = ([tf.stop_gradient(level) for level in levels] for levels in (logits, deltas))
-            boxes, count = selection.select(
-                logits, deltas, batch["size"], options.pre_nms_proposals, options.proposals
-            )
-            regions = rcnn_training.sample_regions(boxes, count, batch, self.classes, options, seed + 1)
-        found = rcnn_training.rpn_losses(self, maps, all_anchors, anchors, options)
-        found |= rcnn_training.region_losses(self, pooled_from, batch, regions, options, training)
+        found = {}
+        if "proposals" in batch:
+            boxes = batch["proposals"][:, : options.proposals]
+            there = tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
+        else:
+            selection = self.get_layer("proposals")
+            # proposals are data: no gradient goes through them
+            logits, deltas = rcnn_training.rpn_outputs(self, [tf.stop_gradient(level) for level in maps])
+            all_anchors = tf.concat(selection.anchors(logits), 0)
+            if anchors is None:
+                anchors = rcnn_training.sample_anchors(all_anchors, batch, options, seed)
+            found |= rcnn_training.rpn_losses(self, maps, all_anchors, anchors, options)
+            if regions is None and not self.rpn_only:
+                logits, deltas = (
+                    [tf.stop_gradient(level) for level in levels] for levels in (logits, deltas)
+                )
+                boxes, _, count = selection.select(
+                    logits, deltas, batch["size"], options.pre_nms_proposals, options.proposals
+                )
+                there = tf.sequence_mask(count, tf.shape(boxes)[1])
+        if not self.rpn_only:
+            if regions is None:
+                regions = rcnn_training.sample_regions(boxes, there, batch, self.classes, options, seed + 1)
+            found |= rcnn_training.region_losses(self, pooled_from, batch, regions, options, training)
         found = {name: loss * options.loss_weights.get(name, 1.0) for name, loss in found.items()}
         return {"loss": tf.add_n([*found.values()]), **found}
 
     def optimize(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step of the compiled optimizer on a batch; returns the losses before the step, as `compute_losses`.
+        """One step of the compiled optimizer on a batch; returns the losses before the step, as `compute_losses`."""
+        terms, gradients = self.gradients(batch)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return terms
 
-        Under a distribution strategy, one replica's part of it: gradients are the mean over replicas.
+    def gradients(self, batch: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        """The losses of a batch, and what they give the trainable variables for the compiled optimizer.
+
+        Under a distribution strategy, one replica's part of it: the sum over replicas is the gradient of the mean loss.
         """
         variables = self.trainable_variables
         with tf.GradientTape() as tape:
@@ -162,9 +196,8 @@ class MaskRCNN(keras.Model):
             loss = self.optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
         gradients = tape.gradient(loss, variables)
         # a part may see nothing of a batch, such as the keypoint head without keypoints
-        pairs = [(tf.zeros_like(v) if g is None else g, v) for g, v in zip(gradients, variables, strict=True)]
-        self.optimizer.apply_gradients(pairs)
-        return terms
+        pairs = zip(gradients, variables, strict=True)
+        return terms, [tf.zeros_like(v) if g is None else g for g, v in pairs]
 
     @property
     def metrics(self) -> list[keras.Metric]:
@@ -184,9 +217,10 @@ class MaskRCNN(keras.Model):
         return self._running_means(self.compute_losses(batch))
 
     def _running_means(self, terms: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        for mean in self._means:
+        means = [mean for mean in self._means if mean.name in terms]
+        for mean in means:
             mean.update_state(terms[mean.name])
-        return {mean.name: mean.result() for mean in self._means}
+        return {mean.name: mean.result() for mean in means}
 
     def _next_seed(self) -> tf.Tensor:
         """Another one at each call, and on each replica."""
@@ -239,6 +273,7 @@ def mask_rcnn(
     proposals: int = 1000,
     rpn_nms: float = 0.7,
     rpn_min_size: float = 0.0,
+    rpn_only: bool = False,
     box_head: str = "fc",
     box_head_channels: int = 1024,
     class_agnostic_boxes: bool = False,
@@ -293,6 +328,8 @@ def mask_rcnn(
         proposals: kept of an image after it (the paper: 300 for C4, 1000 with a pyramid).
         rpn_nms, box_nms: overlaps above which the worse of two boxes goes.
         rpn_min_size, box_min_size: least sides of a box in pixels.
+        rpn_only: nothing but the backbone and the RPN, whose proposals are the detections, D = `proposals`, of class 0; needs
+            classes=1 and masks=False. All objects it is trained on count as of one class.
         box_head: "fc", or "conv_fc" (torchvision's v2); c4 has its own. box_head_channels: of its dense layers.
         class_agnostic_boxes: one box for all classes.
         box_weights: factors of the box deltas.
@@ -364,6 +401,17 @@ def _check_arguments(arguments: dict[str, Any]) -> None:
         raise ValueError("mask_rcnn: class_agnostic_masks=True, but masks=False")
     if arguments["class_agnostic_masks"] and arguments["mask_loss"] == "softmax":
         raise ValueError("mask_rcnn: a softmax over classes needs class-specific masks")
+    if arguments["rpn_only"]:
+        wrong = [
+            f"{field}={arguments[field]!r}"
+            for field, needed in (("classes", 1), ("masks", False), ("keypoints", 0))
+            if arguments[field] != needed
+        ]
+        if wrong:
+            raise ValueError(
+                f"mask_rcnn: rpn_only=True, which knows objects from background and no more, but {', '.join(wrong)}: "
+                "give classes=1, masks=False and no keypoints"
+            )
     if arguments["structure"] == "c4":
         if arguments["keypoints"]:
             raise ValueError("mask_rcnn: the keypoint branch needs structure 'fpn', 'dc5' or 'c5', got 'c4'")
@@ -404,7 +452,8 @@ def _graph(**a: Any) -> tuple[dict, dict]:
         maps[0].shape[-1], anchors, channels=a["rpn_channels"], convs=a["rpn_convs"], levels=levels
     )
     logits, deltas = rpn(maps) if levels else zip(*(rpn(level) for level in maps), strict=True)
-    boxes, count = SelectProposals(
+    select = ProposalsAsDetections if a["rpn_only"] else SelectProposals
+    proposals = select(
         sizes,
         a["anchor_ratios"],
         strides,
@@ -416,6 +465,11 @@ def _graph(**a: Any) -> tuple[dict, dict]:
         a["anchor_offset"],
         name="proposals",
     )(list(logits), list(deltas), size)
+    inputs = {"image": image, "size": size}
+    if a["rpn_only"]:
+        return inputs, dict(zip(("boxes", "scores", "classes", "num_detections"), proposals, strict=True))
+    boxes, count = proposals
+    boxes.name, count.name = "proposals", "num_proposals"  # as inputs of `second_stage`
 
     pooled_maps = maps[:4] if pyramid else maps
 
@@ -474,4 +528,4 @@ def _graph(**a: Any) -> tuple[dict, dict]:
         score = "logit" if a["convention"] == "torchvision" else "probability"
         found = DecodeKeypoints(score, name="decode_keypoints")(heatmaps, regions)
         outputs["keypoints"] = Scatter(name="keypoints")(found, boxes, count)
-    return {"image": image, "size": size}, outputs
+    return inputs, outputs

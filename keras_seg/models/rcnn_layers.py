@@ -128,7 +128,8 @@ class SelectProposals(_Configured):
         self, logits: Sequence[tf.Tensor], deltas: Sequence[tf.Tensor], size: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """logits, deltas: [B, H_l, W_l, A] and [B, H_l, W_l, 4A] a level. Returns boxes [B, P, 4], count int32 [B]."""
-        return self.select(logits, deltas, size, self.pre_nms, self.post_nms)
+        boxes, _, count = self.select(logits, deltas, size, self.pre_nms, self.post_nms)
+        return boxes, count
 
     def select(
         self,
@@ -137,10 +138,10 @@ class SelectProposals(_Configured):
         size: tf.Tensor,
         pre_nms: int,
         post_nms: int,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`call` with other numbers of boxes, as in training."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`call` with other numbers of boxes, as in training; boxes [B, P, 4], logits [B, P], count [B]."""
         batch = tf.shape(size)[0]
-        boxes, _, count = select_proposals(
+        return select_proposals(
             [tf.reshape(level, [batch, -1]) for level in logits],
             [tf.reshape(level, [batch, -1, 4]) for level in deltas],
             self.anchors(logits),
@@ -150,7 +151,29 @@ class SelectProposals(_Configured):
             nms_threshold=self.nms_threshold,
             min_size=self.min_size,
         )
-        return boxes, count
+
+
+@keras.saving.register_keras_serializable("keras_seg")
+class ProposalsAsDetections(SelectProposals):
+    """Proposals in the form of detections, of a model that is nothing but an RPN: all of class 0."""
+
+    def compute_output_spec(
+        self,
+        logits: Sequence[keras.KerasTensor],
+        deltas: Sequence[keras.KerasTensor],
+        size: keras.KerasTensor,
+    ) -> tuple[keras.KerasTensor, ...]:
+        boxes, count = super().compute_output_spec(logits, deltas, size)
+        flat = boxes.shape[:2]
+        return boxes, keras.KerasTensor(flat, "float32"), keras.KerasTensor(flat, "int32"), count
+
+    def call(
+        self, logits: Sequence[tf.Tensor], deltas: Sequence[tf.Tensor], size: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """As `SelectProposals`. Returns boxes [B, P, 4], scores [B, P], classes int32 [B, P], count int32 [B]."""
+        boxes, found, count = self.select(logits, deltas, size, self.pre_nms, self.post_nms)
+        there = tf.sequence_mask(count, self.post_nms)
+        return boxes, tf.where(there, tf.sigmoid(found), 0), tf.zeros_like(found, tf.int32), count
 
 
 @keras.saving.register_keras_serializable("keras_seg")

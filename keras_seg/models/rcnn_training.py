@@ -24,6 +24,10 @@ of a model with keypoints:
     "keypoints"  float32 [B, G, K, 3]: x, y in continuous pixels of "image" (the centre of pixel i is i + 0.5), visibility
                  (0: not annotated)
 
+of a model whose second stage is trained on what another RPN proposed (He et al. 2017, Section 3.1):
+
+    "proposals"  float32 [B, P, 4], x1, y1, x2, y2 in pixels of "image", by falling score; zeros where there is none
+
 Other entries ("image_id", say) are left alone. Crowds and places without an object need no mask nor keypoints.
 
 The names of the losses: "loss_rpn_class", "loss_rpn_box", "loss_class", "loss_box", "loss_mask", "loss_keypoint", and
@@ -52,7 +56,7 @@ WINDOWS = ("mask_pixels", "mask_windows")
 POLYGONS = ("polygon_points", "polygon_lengths", "polygon_objects")
 RANKS = {
     "image": 4, "size": 2, "boxes": 3, "classes": 2, "crowd": 2, "mask_pixels": 2, "mask_windows": 3,
-    "polygon_points": 3, "polygon_lengths": 2, "polygon_objects": 2, "keypoints": 4,
+    "polygon_points": 3, "polygon_lengths": 2, "polygon_objects": 2, "keypoints": 4, "proposals": 3,
 }  # fmt: skip
 # The heads' convolutions are made ready for each number of regions anew, so it comes in steps.
 ROWS = 8
@@ -67,7 +71,8 @@ class TrainingOptions:
     rpn_thresholds: overlaps below and from which an anchor is negative and positive.
     rpn_beta, box_beta: of the smooth L1 losses of boxes; 0 is L1.
     rpn_normalizer: what the RPN's losses are divided by: "wanted", `rpn_samples` an image, or "sampled", those there are.
-    pre_nms_proposals, proposals: kept of each level before suppression, and of an image after it.
+    pre_nms_proposals, proposals: kept of each level before suppression, and of an image after it; of a batch's own
+        proposals, the first so many.
     region_samples, region_positive_fraction: regions an image that the heads are trained on, and the largest share of
         regions of objects (He et al. 2017, Section 3.1: 512 with a pyramid, 64 with C4; 1 to 3).
     region_threshold: overlap from which a region is of an object.
@@ -188,6 +193,7 @@ def prepare(model: MaskRCNN, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Ten
             empty = -1 if name == "classes" else batch[name].dtype.as_numpy_dtype(0)
             batch[name] = tf.pad(batch[name], [[0, 0], [0, 1], *rest], constant_values=empty)
     boxes, classes = tf.cast(batch["boxes"], tf.float32), tf.cast(batch["classes"], tf.int32)
+    classes = tf.minimum(classes, 0) if model.rpn_only else classes
     there = classes >= 0
     sound = tf.reduce_all(tf.math.is_finite(boxes), -1) & tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
     in_range = (classes >= -1) & (classes < model.classes)
@@ -197,6 +203,10 @@ def prepare(model: MaskRCNN, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Ten
             ~in_range, f"classes must be 0 to {model.classes - 1}, or -1 where there is no object", classes
         ),
     ]
+    if "proposals" in batch:
+        batch["proposals"] = tf.cast(batch["proposals"], tf.float32)
+        wrong = ~tf.reduce_all(tf.math.is_finite(batch["proposals"]), -1)
+        checks.append(_refuse(wrong, "proposals must be finite", batch["proposals"]))
     with tf.control_dependencies(checks):
         valid = tf.identity(there)
     if "crowd" in batch:
@@ -226,7 +236,7 @@ def sample_anchors(
 
 def sample_regions(
     proposals: tf.Tensor,
-    count: tf.Tensor,
+    there: tf.Tensor,
     batch: Mapping[str, tf.Tensor],
     background: int,
     options: TrainingOptions,
@@ -234,9 +244,9 @@ def sample_regions(
 ) -> RegionSamples:
     """Of the proposals and the objects themselves (Girshick 2015, Section 2.3; the reference adds the latter).
 
-    proposals: float32 [B, P, 4], of which the first `count` [B] are there; batch: `prepare`d; background: K; seed: int [2].
+    proposals: float32 [B, P, 4]; there: bool [B, P], which of them are; batch: `prepare`d; background: K; seed: int [2].
     """
-    there = tf.concat([tf.sequence_mask(count, tf.shape(proposals)[1]), batch["valid"]], 1)
+    there = tf.concat([there, batch["valid"]], 1)
     candidates = tf.concat([proposals, batch["boxes"]], 1)
     threshold = options.region_threshold
     matches, labels = match_boxes(batch["boxes"], batch["valid"], candidates, (threshold,), (0, 1))
@@ -258,9 +268,8 @@ def rpn_losses(
     """maps: of all levels; anchors: float32 [A, 4], of all levels."""
     logits, deltas = outputs_at(model, maps, samples.indices)
     targets = encode(tf.gather(anchors, samples.indices), samples.boxes)
-    sampled = tf.reduce_sum(tf.cast(samples.labels >= 0, tf.float32))
     wanted = tf.cast(options.rpn_samples * tf.shape(samples.labels)[0], tf.float32)
-    normalizer = wanted if options.rpn_normalizer == "wanted" else sampled
+    normalizer = wanted if options.rpn_normalizer == "wanted" else losses.count(samples.labels >= 0)
     found = losses.rpn_losses(logits, deltas, samples.labels, targets, normalizer, options.rpn_beta)
     return dict(zip(("loss_rpn_class", "loss_rpn_box"), found, strict=True))
 
@@ -455,7 +464,11 @@ def _check_entries(model: MaskRCNN, batch: Mapping[str, tf.Tensor]) -> None:
     for name, tensor in batch.items():
         if tensor.shape.rank != RANKS[name]:
             raise ValueError(f"{model.name}: {name} must have {RANKS[name]} axes, got shape {tensor.shape}")
-    sides = {"boxes": 4, "mask_windows": 5, "polygon_points": 2, "keypoints": 3}
+    if "proposals" in batch and model.rpn_only:
+        raise ValueError(
+            f"{model.name}: is nothing but an RPN, which makes proposals; the batch has some already"
+        )
+    sides = {"boxes": 4, "proposals": 4, "mask_windows": 5, "polygon_points": 2, "keypoints": 3}
     for name, number in sides.items():
         if name in batch and batch[name].shape[-1] != number:
             raise ValueError(

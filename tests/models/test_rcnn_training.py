@@ -116,6 +116,75 @@ def test_every_variant_learns(changes):
     assert before["loss"] == pytest.approx(sum(before[name] for name in expected), rel=1e-5)
 
 
+def test_given_proposals_take_the_place_of_the_rpn():
+    """Its own proposals, given, give the heads' losses; the RPN has none and no gradient."""
+    model, batch = tiny(), objects()
+    del batch["keypoints"]
+    own = numbers(model.compute_losses(batch))
+    layer, options = model.get_layer("proposals"), model.training_options
+    inputs = {name: tf.cast(batch[name], tf.float32) for name in ("image", "size")}
+    *outputs, size = keras.Model(model.input, tf.nest.flatten(layer.input))(inputs)
+    logits, deltas = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
+    boxes, _, _ = layer.select(logits, deltas, size, options.pre_nms_proposals, options.proposals)
+    with tf.GradientTape() as tape:
+        given = model.compute_losses({**batch, "proposals": boxes})
+    assert given.keys() == {"loss", "loss_class", "loss_box", "loss_mask"}
+    found = numbers(given)
+    assert {name: found[name] for name in found if name != "loss"} == pytest.approx(
+        {name: own[name] for name in found if name != "loss"}, rel=1e-5
+    )
+    assert all(g is None for g in tape.gradient(given["loss"], model.parts["rpn"].trainable_variables))
+    # nothing but the objects' own boxes is left to train on, and places without extent are none
+    nothing = numbers(model.compute_losses({**batch, "proposals": np.zeros((2, 3, 4), np.float32)}))
+    none = numbers(model.compute_losses({**batch, "proposals": np.zeros((2, 0, 4), np.float32)}))
+    assert nothing == pytest.approx(none) and np.isfinite([*none.values()]).all()
+    wrong = np.full((2, 1, 4), np.nan, np.float32)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="proposals must be finite"):
+        model.compute_losses({**batch, "proposals": wrong})
+
+
+def test_the_second_stage_alone_finds_what_the_whole_model_finds():
+    model, batch = ready(), objects()
+    inputs = {name: tf.cast(batch[name], tf.float32) for name in ("image", "size")}
+    boxes, count = keras.Model(model.input, model.get_layer("proposals").output)(inputs)
+    found = model.second_stage()({**inputs, "proposals": boxes, "num_proposals": count})
+    whole = model(inputs)
+    assert found.keys() == whole.keys()
+    for name, value in whole.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("structure", ["fpn", "c4"])
+def test_an_rpn_alone(structure):
+    keras.utils.set_random_seed(1)
+    model = mask_rcnn(1, **{**TINY, "structure": structure, "masks": False, "rpn_only": True})
+    model.configure_training(**FEW)
+    model.compile(optimizer=keras.optimizers.SGD(0.01, momentum=0.9, global_clipnorm=10.0))
+    assert set(model.parts) == {"backbone", "rpn"} | ({"fpn"} if structure == "fpn" else set())
+    batch = {
+        name: value for name, value in objects().items() if name in ("image", "size", "boxes", "classes")
+    }
+    before = numbers(model.compute_losses(batch, seed=[0, 0]))
+    assert before.keys() == {"loss", "loss_rpn_class", "loss_rpn_box"}  # of two classes, which count as one
+    for _ in range(3):
+        model.optimize(batch)
+    assert numbers(model.compute_losses(batch, seed=[0, 0]))["loss"] < before["loss"]
+    found = model({name: tf.cast(batch[name], tf.float32) for name in ("image", "size")})
+    number = found["num_detections"].numpy()
+    for row, count in enumerate(number):
+        scores, boxes = found["scores"][row].numpy(), found["boxes"][row].numpy()
+        assert 0 < count <= model.proposals and (np.diff(scores[:count]) <= 0).all()
+        assert ((scores[:count] > 0) & (scores[:count] < 1)).all() and not scores[count:].any()
+        assert (boxes[:count, 2:] > boxes[:count, :2]).all() and not boxes[count:].any()
+    assert not found["classes"].numpy().any()
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+    assert again.rpn_only and again.output_shape == model.output_shape
+    with pytest.raises(ValueError, match="rpn_only=True, so there is no second stage"):
+        model.second_stage()
+    with pytest.raises(ValueError, match="nothing but an RPN, which makes proposals; the batch has some"):
+        model.compute_losses({**batch, "proposals": np.zeros((2, 1, 4), np.float32)})
+
+
 def test_one_graph_for_all_sizes_and_numbers():
     model = ready()
     signature = {
