@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install test lint demo bench-unet bench-maskrcnn bench-train-step bench-data bench-masks bench-tiles bench-roi-align native train-isbi wheel clean
+.PHONY: install test lint demo bench-unet bench-maskrcnn bench-train-step bench-data bench-masks bench-tiles bench-stream bench-precision bench-int8 bench bench-roi-align native train-isbi wheel clean
 
 install: .venv/installed
 
@@ -43,6 +43,18 @@ bench-train-step: install
 
 bench-roi-align: install
 	$(BIN)/python benchmarks/roi_align.py
+
+bench-stream: install
+	$(BIN)/python benchmarks/stream.py
+
+bench-precision: install
+	$(BIN)/python benchmarks/precision.py
+
+bench-int8: install
+	$(BIN)/python benchmarks/int8.py
+
+# All, one after the other: some two hours on two cores.
+bench: bench-roi-align bench-masks bench-tiles bench-stream bench-unet bench-train-step bench-maskrcnn bench-data bench-precision bench-int8
 
 bench-data: install
 	$(BIN)/python benchmarks/coco_data.py

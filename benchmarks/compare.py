@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 OURS = "keras_seg"
 TOLERANCE = 1e-3  # of each compared array, relative to its largest value
 MATRIX = 2048  # side of the matrices whose product gives the peak
+COPY_BYTES, COPIES = 1 << 28, 9
 REST = 0.3  # seconds between two turns, in which the threads of the last one stop spinning
 
 
@@ -133,6 +134,18 @@ def check_equal(name: str, outputs: dict[str, np.ndarray], expected: dict[str, n
         error = np.abs(array - expected[key]).max() / np.abs(expected[key]).max()
         if not error < TOLERANCE:
             raise RuntimeError(f"{name}: {key} differs from {OURS} by {error:.1e} of its largest value")
+
+
+def bandwidth() -> float:
+    """Bytes a second that memory moves while one thread copies an array, read and written."""
+    source = np.ones(COPY_BYTES // 8)
+    target = np.empty_like(source)
+    seconds = []
+    for _ in range(COPIES):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - began)
+    return 2 * COPY_BYTES / min(seconds)
 
 
 def has_bfloat16() -> bool:

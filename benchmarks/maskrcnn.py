@@ -21,6 +21,11 @@ from unet import TORCH_ENVIRONMENT, TORCH_REQUIREMENTS
 
 GARDEN_ENVIRONMENT, GARDEN_REQUIREMENTS = ".venv-garden", ("tensorflow==2.20.0", "tf-models-official==2.20.0")
 OURS_BFLOAT16 = f"{OURS}, bfloat16"
+# what came before: the functional model itself, and it without the compiled RoIAlign
+STEPS = {
+    f"{OURS}, functional model": ["--functional"],
+    f"{OURS}, portable RoIAlign too": ["--functional", "--portable"],
+}
 TORCHVISION = {
     "torchvision": "plain",
     "torchvision, channels_last": "channels_last",
@@ -33,7 +38,9 @@ MODELS = {
     "x101_fpn": "Mask R-CNN X101-FPN (32x8d)",
     "r50_c4": "Mask R-CNN R50-C4",
     "keypoint_r50_fpn": "Keypoint R-CNN R50-FPN",
+    "resnet50": "ResNet-50's four stages alone",
 }
+BODY = 800, 1088  # the image that "resnet50" takes
 IN_GARDEN = ("r50_fpn", "r101_fpn")
 BLOCKS = {"r101_fpn": (3, 4, 23, 3), "x101_fpn": (3, 4, 23, 3)}
 PROPOSALS = {"r50_c4": 300}  # as in the paper
@@ -65,7 +72,7 @@ def main() -> None:
         "--output", type=Path, default=HERE / "results", help="folder of maskrcnn.json and maskrcnn.md"
     )
     args = parser.parse_args()
-    names = [OURS_BFLOAT16, *TORCHVISION, GARDEN]
+    names = [*STEPS, OURS_BFLOAT16, *TORCHVISION, GARDEN]
     if not compare.has_bfloat16():
         compare.say("this processor does not multiply bfloat16: those contestants are left out")
         names = [name for name in names if "bfloat16" not in name]
@@ -73,7 +80,8 @@ def main() -> None:
     torch_python = compare.environment(TORCH_ENVIRONMENT, TORCH_REQUIREMENTS)
     garden_python = compare.environment(GARDEN_ENVIRONMENT, GARDEN_REQUIREMENTS) if GARDEN in names else None
 
-    results = {"date": date.today().isoformat(), "machine": compare.machine(args.threads), "tables": {}}
+    results = {"date": date.today().isoformat(), "machine": compare.machine(args.threads)}
+    results |= {"bytes_per_second": compare.bandwidth(), "tables": {}}
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.npz"
         images = write_images(inputs, args.images, max(args.batches))
@@ -91,30 +99,31 @@ def main() -> None:
                 for name in names:
                     if name == GARDEN and model in IN_GARDEN:
                         commands[name] = [garden_python, HERE / "maskrcnn_garden.py", *options]
+                    elif name in STEPS and (model, batch) == ("r50_fpn", 1):
+                        commands[name] = [*ours, *STEPS[name]]
                     elif name == OURS_BFLOAT16:
                         commands[name] = [*ours, "--precision", "bfloat16"]
                     elif name in TORCHVISION:
                         program = [torch_python, HERE / "maskrcnn_torchvision.py", TORCHVISION[name]]
                         commands[name] = [*program, *shared]
-                flops = [
-                    part_flops(image.shape, args.short_side, PROPOSALS.get(model, 1000), model=model)
-                    for image in images[:batch]
-                ]
-                flops = {part: sum(image[part] for image in flops) for part in flops[0]}
+                body = model == "resnet50"
+                shapes = [BODY] * batch if body else [image.shape for image in images[:batch]]
+                side, proposals = min(BODY) if body else args.short_side, PROPOSALS.get(model, 1000)
+                costs = [part_costs(shape, side, proposals, model=model) for shape in shapes]
+                costs = {
+                    part: sum(image[part] for image in costs).astype(float).tolist() for part in costs[0]
+                }
                 table = compare.compare(
                     f"{MODELS[model]}, batch {batch}",
                     commands,
                     args.rounds,
-                    sum(flops.values()),
+                    sum(flops for flops, _ in costs.values()),
                     Path(folder),
                     unchecked=[n for n in commands if model == "r50_c4" or n == GARDEN or "bfloat16" in n],
                     parts=model == "r50_fpn" and not args.without_parts,
                 )
-                results["tables"][f"{model}, {batch}"] = table | {
-                    "model": model,
-                    "batch": batch,
-                    "part_flops": flops,
-                }
+                table |= {"model": model, "batch": batch, "part_costs": costs}
+                results["tables"][f"{model}, {batch}"] = table
                 # after each: a long run that is stopped has not been for nothing
                 compare.write(results, report(results, args.short_side), args.output, "maskrcnn", show=False)
     print(report(results, args.short_side))
@@ -130,16 +139,29 @@ def write_images(path: Path, folder: Path, count: int) -> list[np.ndarray]:
     return images
 
 
-def part_flops(
+def part_flops(*args, **kwargs) -> dict[str, float]:
+    """Multiplications and additions by part; arguments as of `part_costs`."""
+    return {part: float(flops) for part, (flops, _) in part_costs(*args, **kwargs).items()}
+
+
+def part_costs(
     shape: tuple[int, ...], short_side: int, proposals: int = 1000, masks: int = 100, model: str = "r50_fpn"
-) -> dict[str, float]:
-    """Multiplications and additions of a model's convolutions and dense layers for one image, by part."""
+) -> dict[str, np.ndarray]:
+    """(FLOPs, bytes) of a model's convolutions and dense layers for one image, by part.
+
+    FLOPs are multiplications and additions. Bytes are what each layer reads and writes in float32: its input, its kernel and its
+    output, once each.
+    """
     scale = short_side / min(shape[:2])
     height, width = (-(-int(side * scale) // 32) * 32 for side in shape[:2])
 
-    def convolution(stride: int, kernel: int, incoming: int, outgoing: int) -> float:
+    def layer(pixels: float, kernel: int, incoming: int, outgoing: int) -> np.ndarray:
+        products = kernel**2 * incoming * outgoing
+        return np.array([2 * pixels * products, 4 * (pixels * (incoming + outgoing) + products)])
+
+    def convolution(stride: int, kernel: int, incoming: int, outgoing: int) -> np.ndarray:
         # torchvision's level of stride 64 is the one of stride 32 subsampled, which rounds up
-        return 2 * kernel**2 * incoming * outgoing * -(-height // stride) * -(-width // stride)
+        return layer(-(-height // stride) * -(-width // stride), kernel, incoming, outgoing)
 
     c4, grouped = model == "r50_c4", model == "x101_fpn"
     if c4:  # not padded
@@ -163,64 +185,90 @@ def part_flops(
 
     stages = enumerate(BLOCKS.get(model, (3, 4, 6, 3))[: 3 if c4 else 4])
     blocks = [inside(stage, block) for stage, count in stages for block in range(count)]
-    backbone = convolution(2, 7, 3, 64) + sum(convolution(*layer) for block in blocks for layer in block)
+    backbone = convolution(2, 7, 3, 64) + sum(convolution(*one) for block in blocks for one in block)
     if c4:
         # res5 on regions of 14x14 pixels, 7x7 after its first stride
         pixels = [14**2, *(49,) * 9]
-        layers = [layer for block in range(3) for layer in inside(3, block)]
-        res5 = sum(2 * n * k * k * i * o for n, (_, k, i, o) in zip(pixels, layers, strict=True))
+        layers = [one for block in range(3) for one in inside(3, block)]
+
+        def res5(regions: int) -> np.ndarray:
+            return sum(layer(regions * n, *one[1:]) for n, one in zip(pixels, layers, strict=True))
+
         return {
             "backbone": backbone,
             "RPN": convolution(16, 3, 1024, 1024) + convolution(16, 1, 1024, 75),
-            "box": proposals * (res5 + 2 * 2048 * 91 * 5),
-            "mask": masks * (res5 + 2 * (4 * 2048 * 256 * 49 + 256 * 91 * 196)),
+            "box": res5(proposals) + layer(proposals, 1, 2048, 91 * 5),
+            # of a transposed convolution with stride 2, each output pixel is one product
+            "mask": res5(masks) + layer(masks * 196, 1, 2048, 256) + layer(masks * 196, 1, 256, 91),
         }
+    if model == "resnet50":
+        return {"backbone": backbone}
     for stage in range(4):  # the pyramid
         stride = 4 * 2**stage
         backbone += convolution(stride, 1, 256 * 2**stage, 256) + convolution(stride, 3, 256, 256)
     classes = 2 if model == "keypoint_r50_fpn" else 91
     if model == "keypoint_r50_fpn":
         # eight convolutions, and a 4x4 transposed one of stride 2
-        head = 9 * (256 * 512 + 7 * 512 * 512) * 196 + 16 * 512 * 17 * 196
+        head = layer(masks * 196, 3, 256, 512) + 7 * layer(masks * 196, 3, 512, 512)
+        head += layer(masks * 196, 4, 512, 17)
     else:
-        head = 4 * 9 * 256 * 256 * 196 + 256 * 256 * 784 + 256 * 91 * 784
+        head = 4 * layer(masks * 196, 3, 256, 256)
+        head += layer(masks * 784, 1, 256, 256) + layer(masks * 784, 1, 256, 91)
     return {
         "backbone": backbone,
         "RPN": sum(
             convolution(stride, 3, 256, 256) + convolution(stride, 1, 256, 15)
             for stride in (4, 8, 16, 32, 64)
         ),
-        "box": 2 * proposals * (256 * 49 * 1024 + 1024 * 1024 + 1024 * classes * 5),
-        "mask": 2 * masks * head,
+        "box": layer(proposals, 1, 256 * 49, 1024)
+        + layer(proposals, 1, 1024, 1024)
+        + layer(proposals, 1, 1024, classes * 5),
+        "mask": head,
     }
 
 
 def report(results: dict, short_side: int) -> str:
     """The tables as Markdown, in seconds an image."""
-    lines = [compare.machine_line(results)]
+    lines = [
+        compare.machine_line(results),
+        f"Memory: {results['bytes_per_second'] / 1e9:.1f} GB/s (a copy, one thread).",
+    ]
     for name, table in results["tables"].items():
         batch, model = table.get("batch", name), table.get("model", "r50_fpn")
+        side = "{}x{}".format(*BODY) if model == "resnet50" else f"shorter side {short_side}"
         title = (
-            f"{MODELS[model]}, shorter side {short_side}, batch {batch}: {table['flops'] / int(batch) / 1e9:.0f} "
+            f"{MODELS[model]}, {side}, batch {batch}: {table['flops'] / int(batch) / 1e9:.0f} "
             f"GFLOP an image; matrix peak {table['peak_flops'] / 1e9:.0f} GFLOP/s."
         )
         lines += ["", title, "", *compare.table_lines(table, "seconds an image", int(batch))]
         found = {name: row["result"] for name, row in table["contestants"].items() if row["result"]}
-        lines += ["", "Detections: " + ", ".join(f"{name} {count}" for name, count in found.items()) + "."]
-        parts = table["contestants"][OURS].get("parts", {})
-        lines += (
-            ["", f"| {OURS} by part | seconds an image | GFLOP an image | share of the peak |"]
-            if parts
-            else []
-        )
-        lines += ["|---|---|---|---|"] if parts else []
-        for name, seconds in parts.items():
-            flops = table["part_flops"].get(name, 0)
-            share = f"{flops / seconds / table['peak_flops']:.0%}" if flops else ""
-            lines.append(
-                f"| {name} | {seconds / int(batch):.2f} | {flops / int(batch) / 1e9:.1f} | {share} |"
-            )
+        if found:
+            lines += [
+                "",
+                "Detections: " + ", ".join(f"{name} {count}" for name, count in found.items()) + ".",
+            ]
+        if parts := table["contestants"][OURS].get("parts"):
+            lines += ["", *part_lines(parts, table, results["bytes_per_second"])]
     return "\n".join([*lines, ""])
+
+
+def part_lines(parts: dict[str, float], table: dict, memory_speed: float) -> list[str]:
+    """Seconds by part, and those that arithmetic or memory would take alone, whichever is slower."""
+    batch, peak = int(table.get("batch", 1)), table["peak_flops"]
+    lines = [
+        f"| {OURS} by part | seconds an image | GFLOP | MB | seconds at the limit of direct convolutions |",
+        "|---|---|---|---|---|",
+    ]
+    for name, seconds in parts.items():
+        flops, moved = table["part_costs"].get(name, (0, 0))
+        limit = max(flops / peak, moved / memory_speed)
+        costs = (
+            f"{flops / batch / 1e9:.1f} | {moved / batch / 1e6:.0f} | {limit / batch:.2f}"
+            if flops
+            else " | |"
+        )
+        lines.append(f"| {name} | {seconds / batch:.2f} | {costs} |")
+    return lines
 
 
 if __name__ == "__main__":

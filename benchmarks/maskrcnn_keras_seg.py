@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 from worker import serve
 
-from keras_seg import detect, zoo
+from keras_seg import detect, inference, zoo
 from keras_seg.data.resize import resize, shortest_edge_size
-from keras_seg.inference import for_inference
+from keras_seg.inference import Compiled, for_inference
 from keras_seg.models import MaskRCNN, mask_rcnn
 
 RECIPE = "maskrcnn_r50_fpn_torchvision"
@@ -28,7 +28,9 @@ MODELS = {
     "r101_fpn": (RECIPE, {"backbone": "resnet101"}),
     "x101_fpn": (RECIPE, {"backbone": "resnext101_32x8d"}),
     "keypoint_r50_fpn": ("keypointrcnn_r50_fpn_torchvision", {}),
+    "resnet50": (RECIPE, {}),  # of which the backbone alone is run
 }
+BODY = 800, 1088  # of the image for "resnet50"
 # what torchvision builds without weights of its own adds to the variance
 NORM_EPS = 1e-5
 PART_ROUNDS = 3
@@ -93,6 +95,13 @@ def detections(model: MaskRCNN, images: list[np.ndarray], precision: str = "floa
     return detect.detect(model, images, score_threshold=0.0, batch_size=len(images), precision=precision)
 
 
+def body(model: MaskRCNN, batch: int, precision: str) -> Callable[[], list[np.ndarray]]:
+    """The backbone alone, on an image of BODY."""
+    call = Compiled(model.parts["backbone"], precision)
+    picture = tf.constant(np.random.default_rng(0).standard_normal((batch, *BODY, 3), np.float32))
+    return lambda: [level.numpy() for level in call(picture)]
+
+
 def timed(action: Callable) -> float:
     began = time.perf_counter()
     action()
@@ -104,6 +113,10 @@ def main() -> None:
     parser.add_argument("--inputs", type=Path, help=".npz of images, uint8 [H, W, 3]", required=True)
     parser.add_argument("--model", choices=[*MODELS, "r50_c4"], default="r50_fpn")
     parser.add_argument("--precision", default="float32")
+    parser.add_argument(
+        "--functional", action="store_true", help="the model itself, not its copy for inference"
+    )
+    parser.add_argument("--portable", action="store_true", help="without the compiled RoIAlign")
     parser.add_argument("--weights", type=Path, help="torchvision's .pth")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--short-side", type=int, default=800)
@@ -114,20 +127,29 @@ def main() -> None:
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(args.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    if args.portable:
+        os.environ["KERAS_SEG_NATIVE"] = "off"
+    if args.functional:
+        inference.for_inference = lambda model, precision: keras.Model(model.input, model.output)
     sides = {"short_side": args.short_side, "max_side": args.max_side}
     model = build(args.model, args.weights, sides)
     arrays = np.load(args.inputs)
     images = [arrays[name] for name in sorted(arrays.files)][: args.batch]
 
-    def predict() -> list:
+    def objects() -> list:
         """From uint8 pixels to binary masks of the image's size."""
         found = detections(model, images, args.precision)
         for instances in found if model.masks else ():
             instances.masks  # noqa: B018 -- pasted when asked for
         return found
 
+    maps = body(model, args.batch, args.precision) if args.model == "resnet50" else None
+
     def check() -> None:
-        scores = [instances.scores for instances in predict()]
+        if maps:
+            np.savez(args.outputs, *maps())
+            return
+        scores = [instances.scores for instances in objects()]
         np.savez(args.outputs, scores=np.concatenate(scores), counts=np.array([len(s) for s in scores]))
 
     left, right = tf.random.normal((args.matrix, args.matrix)), tf.random.normal((args.matrix, args.matrix))
@@ -135,7 +157,7 @@ def main() -> None:
     serve({
         "version": lambda: f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "check": check,
-        "run": lambda: sum(map(len, predict())),
+        "run": lambda: sum(map(len, objects())) if maps is None else maps() and None,
         "parts": lambda: parts(model, images),
         "matmul": lambda: product().numpy() is None,
     })  # fmt: skip

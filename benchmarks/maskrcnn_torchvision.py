@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +22,15 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from worker import serve
 
 SETTINGS = ("plain", "channels_last", "bfloat16")
-MODELS = ("r50_fpn", "r101_fpn", "x101_fpn", "r50_c4", "keypoint_r50_fpn")
+MODELS = ("r50_fpn", "r101_fpn", "x101_fpn", "r50_c4", "keypoint_r50_fpn", "resnet50")
+BODY = 800, 1088  # of the image for "resnet50"
 
 
 def build(name: str, short_side: int, max_side: int) -> torch.nn.Module:
     """A model of `MODELS`, those that torchvision has no function for put together from its parts."""
     sides = {"min_size": short_side, "max_size": max_side}
     nothing = {"weights": None, "weights_backbone": None}
-    if name == "r50_fpn":
+    if name in ("r50_fpn", "resnet50"):  # of the latter the backbone alone is run
         model = detection.maskrcnn_resnet50_fpn(**nothing, **sides)
     elif name == "keypoint_r50_fpn":
         model = detection.keypointrcnn_resnet50_fpn(**nothing, **sides)
@@ -123,27 +126,41 @@ def main() -> None:
     inputs = np.load(args.inputs)
     images = [inputs[name] for name in sorted(inputs.files)][: args.batch]
 
-    def predict() -> list[dict[str, torch.Tensor]]:
+    def objects() -> list[dict[str, torch.Tensor]]:
         """From uint8 pixels to binary masks of the image's size."""
-        with (
-            torch.inference_mode(),
-            torch.autocast("cpu", torch.bfloat16, enabled=args.setting == "bfloat16"),
-        ):
-            tensors = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in images]
+        tensors = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in images]
+        with precision():
             results = model(tensors)
             for result in results if "masks" in results[0] else ():
                 result["masks"] = result["masks"][:, 0] >= 0.5
         return results
 
+    @contextmanager
+    def precision() -> Iterator[None]:
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.setting == "bfloat16")
+        with torch.inference_mode(), autocast:
+            yield
+
+    numbers = np.random.default_rng(0).standard_normal((args.batch, *BODY, 3), np.float32)
+    picture = torch.from_numpy(numbers).permute(0, 3, 1, 2)
+    picture = picture if args.setting != "plain" else picture.contiguous()
+
+    def maps() -> list[torch.Tensor]:
+        with precision():
+            return list(model.backbone.body(picture).values())
+
     def check() -> None:
-        scores = [result["scores"].float().numpy() for result in predict()]
+        if args.model == "resnet50":
+            np.savez(args.outputs, *(level.float().permute(0, 2, 3, 1).numpy() for level in maps()))
+            return
+        scores = [result["scores"].float().numpy() for result in objects()]
         np.savez(args.outputs, scores=np.concatenate(scores), counts=np.array([len(s) for s in scores]))
 
     left, right = torch.randn(args.matrix, args.matrix), torch.randn(args.matrix, args.matrix)
     serve({
         "version": lambda: f"torchvision {torchvision.__version__}, PyTorch {torch.__version__}",
         "check": check,
-        "run": lambda: sum(len(result["scores"]) for result in predict()),
+        "run": lambda: maps() and None if args.model == "resnet50" else sum(len(r["scores"]) for r in objects()),
         "matmul": lambda: (left @ right) is None,
     })  # fmt: skip
 

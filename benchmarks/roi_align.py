@@ -6,7 +6,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from datetime import date
 from pathlib import Path
 
@@ -21,7 +20,6 @@ RATIOS = (0, 2)
 MAP, CHANNELS, STRIDE = (200, 272), 256, 4  # an image of 800 x 1088 at the finest level
 CONTESTANTS = {OURS: "custom", "crop_and_resize": "crop_and_resize", "gather": "gather"}
 PEER = "torchvision"
-COPY_BYTES, COPIES = 1 << 28, 9
 
 
 def main() -> None:
@@ -45,7 +43,7 @@ def main() -> None:
     results = {
         "date": date.today().isoformat(),
         "machine": compare.machine(args.threads),
-        "bytes_per_second": bandwidth(),
+        "bytes_per_second": compare.bandwidth(),
         "tables": {},
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -127,18 +125,6 @@ def pixels_of_bins(low: float, high: float, bins: int, ratio: int, length: int) 
         positions = positions[(positions >= -1) & (positions <= length)].clip(0, length - 1)
         result.append({*np.floor(positions).astype(int), *np.ceil(positions).astype(int)})
     return result
-
-
-def bandwidth() -> float:
-    """Bytes a second that memory moves while one thread copies an array, read and written."""
-    source = np.ones(COPY_BYTES // 8)
-    target = np.empty_like(source)
-    seconds = []
-    for _ in range(COPIES):
-        began = time.perf_counter()
-        np.copyto(target, source)
-        seconds.append(time.perf_counter() - began)
-    return 2 * COPY_BYTES / min(seconds)
 
 
 def report(results: dict) -> str:

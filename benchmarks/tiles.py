@@ -65,7 +65,7 @@ def measure(model, size: int, part: int, batch: int, rounds: int) -> dict[str, l
     pieces = np.ascontiguousarray(pieces.reshape(-1, part, part, 1))
     options = {"tile": None, "rotations": 1, "value_range": None, "batch_size": 1}
     tiles = overlap_tile.tiles(model, image[None, ..., None], "image", **options)
-    border = model.margin or model.context
+    border = overlap_tile.border_of(model)
     inputs = [tiles._cut(0, y, x, border)[None] for y, _ in tiles.rows for x, _ in tiles.columns]
     whole, cropped = compiled(for_inference(model)), overlap_tile._compiled(model)
     actions = {

@@ -26,20 +26,23 @@ def finder(
     max_detections: int = 100,
     flip: bool = False,
     short_sides: Sequence[int] | None = None,
+    precision: str = "float32",
 ) -> Callable[[Any], Any]:
     """A detector as a function from an image to its `Instances`, or from a list of images to a list.
 
     All that the model finds counts, whatever the score (its own threshold, often 0.05, comes first). flip, short_sides: see
-    the image mirrored and at these sizes (`tta.augmented_detector`).
+    the image mirrored and at these sizes (`tta.augmented_detector`), which is for float32 alone. precision: as of `segment`.
     """
     from keras_seg.detect import detect
     from keras_seg.tta import augmented_detector
 
     if not flip and short_sides is None:
-        options = {"score_threshold": 0.0, "max_detections": max_detections}
+        options = {"score_threshold": 0.0, "max_detections": max_detections, "precision": precision}
         return lambda image: detect(
             model, image, **options, batch_size=len(image) if isinstance(image, list) else 1
         )
+    if precision != "float32":
+        raise ValueError("evaluate: precision goes without flip and short_sides, whose votes are float32")
     find = augmented_detector(model, flip=flip, short_sides=short_sides, max_detections=max_detections)
     return lambda image: [find(one) for one in image] if isinstance(image, list) else find(image)
 

@@ -1,4 +1,4 @@
-"""The benchmarks of masks and of tiles run on tiny sizes, and torchvision's masks are keras_seg's."""
+"""The benchmarks of masks, tiles, streams and precisions run on tiny sizes, and torchvision's masks are keras_seg's."""
 
 from __future__ import annotations
 
@@ -58,3 +58,41 @@ def test_tiles_of_a_small_image() -> None:
     results = {"date": "today", "machine": compare.machine(1), "size": 64, "part": 32, "batch": 2}
     text = tiles.report({**results, "seconds": seconds, "ratios": {tiles.BATCH: 1.25, tiles.TILES: 1.0}})
     assert "4 pieces of 32x32, 2 at once" in text and text.count("| 1.25 |") == 1
+
+
+def test_stream_of_a_small_model() -> None:
+    import compare
+    import stream
+
+    from keras_seg.models import mask_rcnn
+
+    photograph = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    sizes = [{one.shape for one in stream.streams([photograph], 8, turn)[0]} for turn in (1, 2)]
+    assert all(len(turn) == 8 for turn in sizes) and not sizes[0] & sizes[1]
+    model = mask_rcnn(
+        2, backbone="resnet18", width=4, fpn_channels=8, short_side=32, max_side=64, proposals=8
+    )
+    found = stream.measure(model, [photograph], count=4, batch=2, rounds=2)
+    assert found["traces"] == 1  # whatever the sizes and the batch
+    assert {len(values) for values in found["seconds"].values()} == {2}
+    text = stream.report({"date": "today", "machine": compare.machine(1), **found})
+    assert "Traces of the network in the whole run: 1" in text and text.count("\n| ") == 5
+
+
+def test_detections_of_two_precisions_are_matched() -> None:
+    import precision
+
+    from keras_seg.instances import Instances
+
+    def instances(boxes: list, scores: list) -> Instances:
+        boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        return Instances(boxes, np.array(scores, np.float32), np.zeros(len(boxes), np.int32), (50, 50))
+
+    exact = {
+        1: instances([[0, 0, 10, 10], [20, 20, 40, 40], [5, 5, 9, 9]], [0.9, 0.8, 0.2]),
+        2: instances([[0, 0, 9, 9]], [0.7]),
+    }
+    rounded = {1: instances([[0, 0, 10, 11]], [0.8]), 2: instances([], [])}
+    found = precision.differences(exact, rounded)
+    assert (found["detections"], found["missed"]) == (3, 2)
+    assert found["box, median"] == pytest.approx(1) and found["score, 95%"] == pytest.approx(0.1)

@@ -100,16 +100,21 @@ def test_mask_rcnn_contestants_agree_and_are_reported(shared: Path, tmp_path: Pa
         compare.OURS: [sys.executable, BENCHMARKS / "maskrcnn_keras_seg.py", *options],
         "torchvision": [*program, *options],
     }
-    flops = maskrcnn.part_flops((40, 60, 3), 64)
+    costs = {part: list(values) for part, values in maskrcnn.part_costs((40, 60, 3), 64).items()}
     # raises where results differ
-    table = compare.compare("batch 1", commands, 1, sum(flops.values()), tmp_path, parts=False)
+    table = compare.compare(
+        "batch 1", commands, 1, sum(flops for flops, _ in costs.values()), tmp_path, parts=False
+    )
     assert list(table["contestants"]) == [compare.OURS, "torchvision"]
     table["contestants"][compare.OURS]["parts"] = {"resize": 0.5, "backbone": 0.25}
-    tables = {"1": table | {"part_flops": flops}}
-    text = maskrcnn.report({"date": "today", "machine": compare.machine(1), "tables": tables}, 64)
+    tables = {"1": table | {"part_costs": costs}}
+    about = {"date": "today", "machine": compare.machine(1), "bytes_per_second": 1e12}
+    text = maskrcnn.report({**about, "tables": tables}, 64)
     assert "| torchvision |" in text and "PyTorch 2." in text
-    assert f"| backbone | 0.25 | {flops['backbone'] / 1e9:.1f} | " in text
-    assert "| resize | 0.50 | 0.0 |  |" in text
+    flops, moved = costs["backbone"]
+    limit = flops / table["peak_flops"]
+    assert f"| backbone | 0.25 | {flops / 1e9:.1f} | {moved / 1e6:.0f} | {limit:.2f} |" in text
+    assert "| resize | 0.50 |  | | |" in text
 
 
 def test_time_by_part_of_mask_rcnn() -> None:

@@ -160,10 +160,16 @@ def test_new_weights_are_used():
     assert np.abs(segment(model, image) - before).max() > 0.1
 
 
-def test_tile_defaults_to_the_models_own_then_to_what_memory_allows():
-    """Maps of 128 channels in 256 MB are 724 pixels a side, of which 10 at either end are context."""
-    assert overlap_tile.legal_tile(unet(depth=1, base_channels=128, padding="same"), None) == 704
-    assert overlap_tile.legal_tile(network("same", 1), None) == 1024
+def test_tile_defaults_to_the_models_own_then_to_what_memory_allows(monkeypatch):
+    """Maps of 128 channels in 256 MB are 724 pixels a side, in 512 MB 1024, of which 8 at either end are context."""
+    wide, gigabyte = unet(depth=1, base_channels=128, padding="same"), 2**30
+    for memory, side in ((4 * gigabyte, 512), (8 * gigabyte, 708), (64 * gigabyte, 1008)):
+        pages = {"SC_PHYS_PAGES": memory // 4096, "SC_PAGE_SIZE": 4096}
+        monkeypatch.setattr("os.sysconf", pages.__getitem__)
+        assert overlap_tile.legal_tile(wide, None) == side
+    assert overlap_tile.legal_tile(network("same", 1), None) == 2048
+    monkeypatch.setattr("os.sysconf_names", {})  # not on every system
+    assert overlap_tile.legal_tile(wide, None) == 708
     image = picture(600, 3)
     assert [y for y, *_ in segment_tiles(network("same", 1), image)] == [0]
     model = unet(depth=1, base_channels=2, padding="same", tile=200)

@@ -14,6 +14,7 @@ from keras_seg import losses
 PADDINGS = ("valid", "same")
 NORMALIZATIONS = (None, "batch", "group")
 ACTIVATIONS = ("softmax", "sigmoid")
+CONVOLUTIONS = 2  # 3x3 ones at each level, down and up, each of which reaches one pixel further
 
 
 @keras.saving.register_keras_serializable("keras_seg")
@@ -113,6 +114,18 @@ class UNet(keras.Model):
         multiple = 2**self.depth
         return math.ceil((_margin(self.depth, "valid") + multiple - 1) / multiple) * multiple
 
+    @property
+    def tile_context(self) -> int:
+        """Pixels around a tile that can influence it if its sides lie at multiples of 2**depth, as pooled blocks do; rounded
+        up to such a multiple. Less than `context`, since no block reaches over a side."""
+        reach = 0
+        for _ in range(self.depth):  # down to the bottom, each map as far as the one above needs it
+            reach = math.ceil((reach + CONVOLUTIONS) / 2)
+        reach += CONVOLUTIONS
+        for _ in range(self.depth):
+            reach = 2 * reach + CONVOLUTIONS
+        return math.ceil(reach / 2**self.depth) * 2**self.depth
+
     def output_size(self, size: int) -> int:
         """Side of the output for an input of `size` pixels a side; ValueError if that size is illegal."""
         self.check_size(size, size)
@@ -142,12 +155,20 @@ class UNet(keras.Model):
 
     def optimize(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One step of the compiled optimizer on a batch; returns the losses before the step, as `compute_losses`."""
+        terms, gradients = self.gradients(batch)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return terms
+
+    def gradients(self, batch: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        """The losses of a batch, and what they give the trainable variables for the compiled optimizer.
+
+        Under a distribution strategy, one replica's part of it: the sum over replicas is the gradient of the mean loss.
+        """
         with tf.GradientTape() as tape:
             terms = self.compute_losses(batch, training=True)
-            loss = self.optimizer.scale_loss(terms["loss"])
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return terms
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            loss = self.optimizer.scale_loss(terms["loss"] / replicas)
+        return terms, tape.gradient(loss, self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.Metric]:

@@ -185,6 +185,20 @@ def test_pixels_farther_than_the_context_have_no_influence():
         assert np.any(model(after).numpy()[:, middle] != same[0])
 
 
+def test_a_tile_on_the_pooling_grid_needs_less_context():
+    model = unet(depth=3, base_channels=4, padding="same")
+    assert (model.tile_context, model.context) == (48, 56)
+    assert unet(depth=4, base_channels=1, padding="same").tile_context == 96
+    before, (top, bottom) = image(1, 160, 160, 1), (64, 96)
+    expected = model(before).numpy()[:, top:bottom]
+    after = before.copy()
+    after[:, bottom + model.tile_context :] = 0
+    after[:, : top - model.tile_context] = 255
+    np.testing.assert_array_equal(model(after).numpy()[:, top:bottom], expected)
+    after[:, : top - model.tile_context + 8] = 255
+    assert np.any(model(after).numpy()[:, top:bottom] != expected)
+
+
 def test_keras_file_keeps_arguments_and_numbers(tmp_path):
     arguments = {
         "input_channels": 3,
