@@ -135,7 +135,7 @@ def weighted_crossentropy(
     entropy = tf.where(known, entropy, 0.0)
     if weights is not None:
         entropy = entropy * weights
-    return tf.math.divide_no_nan(tf.reduce_sum(entropy), tf.reduce_sum(tf.cast(known, tf.float32)))
+    return tf.reduce_sum(entropy) / count(known)
 
 
 def rpn_losses(
@@ -200,8 +200,7 @@ def box_losses(
         own = tf.where(foreground, classes, 0)
         deltas = tf.gather(tf.reshape(deltas, [-1, background, 4]), own, batch_dims=1)
     box = _smooth_l1(deltas, targets, foreground[:, None], beta)
-    normalizer = _count(counts) if normalizer is None else tf.cast(normalizer, tf.float32)
-    normalizer = tf.maximum(normalizer, 1)
+    normalizer = count(counts) if normalizer is None else tf.maximum(tf.cast(normalizer, tf.float32), 1)
     return tf.reduce_sum(tf.where(counts, entropy, 0)) / normalizer, tf.reduce_sum(box) / normalizer
 
 
@@ -237,7 +236,7 @@ def mask_loss(
         chosen = tf.einsum("rhwk,rk->rhw", logits, tf.one_hot(own, logits.shape[-1]))
         entropy = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(targets, tf.float32), chosen)
     each = tf.reduce_mean(entropy, (1, 2))
-    return tf.reduce_sum(tf.where(counts, each, 0)) / tf.maximum(_count(counts), 1)
+    return tf.reduce_sum(tf.where(counts, each, 0)) / count(counts)
 
 
 def keypoint_loss(
@@ -260,13 +259,23 @@ def keypoint_loss(
         tf.where(valid, indices, 0), tf.transpose(flat, [0, 2, 1])
     )
     total = tf.reduce_sum(tf.where(valid, entropy, 0))
-    return total / (tf.maximum(_count(valid), 1) if normalizer is None else tf.cast(normalizer, tf.float32))
+    return total / (count(valid) if normalizer is None else tf.cast(normalizer, tf.float32))
 
 
-def _count(true: tf.Tensor) -> tf.Tensor:
+def count(true: tf.Tensor) -> tf.Tensor:
+    """How many are true, at least 1: float32, what a sum is divided by for a mean.
+
+    On a replica of a distribution strategy it is the mean over replicas (at least 1 in all): sums divided by it have for
+    their mean over replicas what one process has with all the batches in one.
+    """
     import tensorflow as tf
 
-    return tf.reduce_sum(tf.cast(true, tf.float32))
+    number = tf.reduce_sum(tf.cast(true, tf.float32))
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync if context else 1
+    if replicas > 1:
+        number = context.all_reduce(tf.distribute.ReduceOp.SUM, number)
+    return tf.maximum(number, 1) / replicas
 
 
 def _smooth_l1(deltas: tf.Tensor, targets: tf.Tensor, where: tf.Tensor, beta: float) -> tf.Tensor:

@@ -28,6 +28,7 @@ def tile_dataset(
     seed: int = 0,
     start: int = 0,
     repeat: bool = True,
+    shard: tuple[int, int] = (0, 1),
     parallel: int | None = None,
 ) -> tf.data.Dataset:
     """Batches of tiles, each from a random place of a random image, ready for `UNet.fit`.
@@ -45,6 +46,8 @@ def tile_dataset(
         seed: of everything random.
         start: number of batches to leave out at the start.
         repeat: False ends after one pass; the last batch may then be smaller.
+        shard: (number, how many) of this host: of `how many` batches that follow each other, the one it gets. Together the
+            hosts have the batches of one host with a `batch_size` so many times as large.
         parallel: threads that make tiles; None lets tf.data choose.
 
     Returns: dictionaries of "image" float32 [B, tile, tile, C], 0-255, "label" int32 [B, o, o], -1 = ignore,
@@ -55,14 +58,16 @@ def tile_dataset(
     """
     output_tile = tile if output_tile is None else output_tile
     options = augment if isinstance(augment, Augmentation) else Augmentation() if augment else NO_AUGMENTATION
-    channels = _check(samples, tile, output_tile, batch_size)
+    channels = _check(samples, tile, output_tile, batch_size, shard)
+    host, hosts = shard
     margin = (tile - output_tile) // 2
 
     def load(index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         sample = samples[int(index)]
         return sample.image, sample.label, sample.weight
 
-    def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
+    def make(n: tf.Tensor) -> dict[str, tf.Tensor]:
+        number = (n // batch_size * hosts + host) * batch_size + n % batch_size
         epoch, place = number // len(samples), number % len(samples)
         order = tf.random.experimental.stateless_shuffle(tf.range(len(samples)), seed=tf.stack([seed, epoch]))
         image, label, weight = tf.numpy_function(
@@ -87,18 +92,26 @@ def tile_dataset(
             "sample": order[place],
         }
 
-    stop = np.iinfo(np.int64).max if repeat else len(samples)
+    whole, rest = divmod(len(samples), batch_size * hosts)
+    once = whole * batch_size + int(np.clip(rest - host * batch_size, 0, batch_size))
+    stop = np.iinfo(np.int64).max if repeat else once
     dataset = tf.data.Dataset.range(start * batch_size, stop)
     dataset = dataset.map(make, num_parallel_calls=parallel or tf.data.AUTOTUNE, deterministic=True)
     return dataset.batch(batch_size, drop_remainder=repeat).prefetch(2)
 
 
-def _check(samples: Sequence[Sample], tile: int, output_tile: int, batch_size: int) -> int:
+def _check(
+    samples: Sequence[Sample], tile: int, output_tile: int, batch_size: int, shard: tuple[int, int]
+) -> int:
     """The number of channels, after the checks."""
     if not len(samples):
         raise ValueError("tile_dataset: no samples")
     if batch_size < 1 or tile < 1:
         raise ValueError(f"tile_dataset: batch_size and tile must be positive, got {batch_size} and {tile}")
+    if not 0 <= shard[0] < shard[1]:
+        raise ValueError(
+            f"tile_dataset: shard must be (number, how many) with 0 <= number < how many, got {tuple(shard)}"
+        )
     if not 0 < output_tile <= tile or (tile - output_tile) % 2:
         raise ValueError(
             f"tile_dataset: output_tile must be at most tile and differ from it by an even number of pixels, "

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_seg.training import checkpoint, curves
 from keras_seg.training.board import Board
+from keras_seg.training.hosts import Hosts, check_same, optimizing, part_seeds, together, wait, watching
 from keras_seg.weights.files import replacing, save_weights
 
 CHECKPOINT, BEST, LAST = "checkpoint.npz", "best.weights.h5", "last.weights.h5"
@@ -39,6 +40,7 @@ def run(
     sources: Callable[[dict[str, tf.Tensor]], Sequence[str]] | None = None,
     pictures: Callable[[keras.Model], dict[str, np.ndarray]] | None = None,
     say: Callable[[str], None] = print,
+    hosts: Hosts | None = None,
 ) -> list[dict[str, float]]:
     """Trains a compiled model for `steps` steps and returns the history.
 
@@ -46,9 +48,14 @@ def run(
     best.weights.h5 (by `select`, where there is an evaluation), the folder tensorboard and, at the end, last.weights.h5.
     Every file is replaced only once its successor is complete.
 
+    Of several workers each makes the same steps, and the first one alone judges, writes and tells; the others read its
+    checkpoint, so the folder must be one that they share (docs/training_hosts.md).
+
     Args:
-        model: compiled, with `optimize(batch)`, which returns named losses with their sum "loss".
-        batches: start -> the dataset from batch number `start` on; the same for the same number.
+        model: compiled, with `optimize(batch)`, which returns named losses with their sum "loss"; on several devices
+            with `gradients(batch)`, and made in the strategy's scope.
+        batches: start -> the dataset from batch number `start` on; the same for the same number. With several workers,
+            those of this one; with several devices on it, each step takes as many.
         output: folder of the run; made if missing.
         steps: number of steps of the whole run.
         finished: gives the model with the weights of the moment as they shall be judged and kept (averaged, say);
@@ -61,15 +68,24 @@ def run(
         sources: batch -> the names of its images, for the message when a loss is not finite.
         pictures: called where `evaluate` is; named pictures uint8 [H, W, 3] for TensorBoard.
         say: receives a line of progress now and then.
+        hosts: who trains; None: this process, on one device.
 
     Raises:
+        WorkerLost: another worker is gone.
+        ValueError: the workers are not at the same step, since they do not share the folder.
         NonFiniteLoss: names step and images; the batch is in a file beside the checkpoint, which is from before it.
         FileExistsError: `output` holds another run's checkpoint and resume is False.
     """
-    output, finished = Path(output), finished or (lambda: model)
+    output, finished, hosts = (
+        Path(output),
+        finished or (lambda: model),
+        hosts or Hosts(tf.distribute.get_strategy()),
+    )
+    say = say if hosts.chief else (lambda line: None)
     history: list[dict[str, float]] = []
     best, start, recent = None, 0, []
-    model.optimizer.build(model.trainable_variables)
+    with hosts.strategy.scope():
+        model.optimizer.build(model.trainable_variables)
     path = output / CHECKPOINT
     if path.exists():
         if not resume:
@@ -77,10 +93,15 @@ def run(
         state = checkpoint.restore(path, model)
         history, best, start, recent = (state[key] for key in ("history", "best", "step", "recent"))
         say(f"resumed at step {start} of {steps}")
+    check_same(hosts, **{"the first step": start})
+    part_seeds(model, hosts)
+    evaluate = evaluate if hosts.chief else None
     output.mkdir(parents=True, exist_ok=True)
-    board = Board(output / BOARD)
+    board = Board(output / BOARD) if hosts.chief else None
 
     def save() -> None:
+        if not hosts.chief:
+            return
         checkpoint.save(path, model, {"step": step, "history": history, "best": best, "recent": recent})
         curves.write_history(output / HISTORY, history)
         if history:
@@ -88,16 +109,24 @@ def run(
 
     def record(figures: dict[str, float]) -> None:
         history.append({"step": step, **figures})
-        board.figures(step, figures)
+        if board:
+            board.figures(step, figures)
 
-    # a second shape of batch makes a trace for all shapes
-    optimize = tf.function(model.optimize, reduce_retracing=True)
+    data = batches(start * hosts.replicas).take(max(0, steps - start) * hosts.replicas)
+    if hosts.strategy.num_replicas_in_sync > 1:
+        data, optimize = together(data, hosts), optimizing(model, hosts, data.element_spec)
+    else:
+        # a second shape of batch makes a trace for all shapes
+        optimize = tf.function(model.optimize, reduce_retracing=True)
     began, began_at = time.monotonic(), start
     step, now = start, None
-    for step, batch in enumerate(batches(start).take(max(0, steps - start)), start=start + 1):
-        terms = {name: float(value) for name, value in optimize(batch).items()}
+    for step, batch in enumerate(data, start=start + 1):
+        with watching(hosts, f"step {step}"):
+            terms = {name: float(value) for name, value in optimize(batch).items()}
         if not all(map(math.isfinite, terms.values())):
-            raise NonFiniteLoss(_describe(step, terms, batch, sources, path))
+            message = _describe(step, terms, batch, sources, path, hosts)
+            wait(hosts)
+            raise NonFiniteLoss(message)
         recent.append(terms)
         if step % LOG_EVERY == 0 or step == steps:
             means = {name: float(np.mean([one[name] for one in recent])) for name in terms}
@@ -116,8 +145,10 @@ def run(
                 board.pictures(step, pictures(now))
         if step % checkpoint_every == 0 or step == steps:
             save()
-    board.close()
-    save_weights(finished() if now is None else now, output / LAST)
+    if hosts.chief:
+        board.close()
+        save_weights(finished() if now is None else now, output / LAST)
+    wait(hosts)
     return history
 
 
@@ -141,14 +172,21 @@ def _keep_best(
 def _describe(
     step: int,
     terms: dict[str, float],
-    batch: dict[str, tf.Tensor],
+    batch: dict[str, tf.Tensor] | list[dict[str, tf.Tensor]],
     sources: Callable[[dict[str, tf.Tensor]], Sequence[str]] | None,
     path: Path,
+    hosts: Hosts,
 ) -> str:
     wrong = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
-    names = ", ".join(sources(batch)) if sources else "unknown images"
-    arrays = {name: value.numpy() for name, value in batch.items()}
-    culprit = path.with_name(f"not_finite_at_step_{step}.npz")
+    shares = batch if isinstance(batch, list) else [batch]
+    names = ", ".join(name for share in shares for name in sources(share)) if sources else "unknown images"
+    arrays = {
+        f"{name} of device {k}" if k else name: value.numpy()
+        for k, share in enumerate(shares)
+        for name, value in share.items()
+    }
+    worker = f"_worker_{hosts.number}" if hosts.count > 1 else ""
+    culprit = path.with_name(f"not_finite_at_step_{step}{worker}.npz")
     with replacing(culprit) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays, **{f"terms/{name}": value for name, value in terms.items()})
     kept = (

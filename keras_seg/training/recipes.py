@@ -15,6 +15,7 @@ from keras_seg import zoo
 from keras_seg.models import MaskRCNN, UNet
 from keras_seg.recipe import Recipe, load_recipe
 from keras_seg.training import detectors, loop, normalization, unets
+from keras_seg.training.hosts import check_same, hosts_of
 from keras_seg.training.plan import Plan
 from keras_seg.training.schedule import WarmupThenDecay
 from keras_seg.weights.files import load_weights
@@ -32,8 +33,13 @@ def train(
     steps: int | None = None,
     all_data: bool = False,
     say: Callable[[str], None] = print,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> UNet | MaskRCNN:
     """Trains what a recipe describes, on the data folder `data`, into the folder `output`; see `loop.run`.
+
+    With several devices or workers the recipe's `batch_size` is that of each device: N of them make the steps that one
+    makes with N times the batch, and the learning rate grows with the batch if the recipe has a `reference_batch`
+    (docs/training_hosts.md).
 
     Args:
         recipe: a recipe, or the path of one.
@@ -45,22 +51,29 @@ def train(
         steps: instead of the recipe's number of steps.
         all_data: train a U-Net on the validation part as well, and choose nothing: the weights are those of the last step.
         say: receives a line of progress now and then.
+        strategy: what spreads the work over devices, such as `tf.distribute.MirroredStrategy()`; None: the workers of the
+            environment variable TF_CONFIG, or one device of this process.
 
-    Returns: the model, with the best weights where there was a validation, else the last ones.
+    Returns: the model, with the best weights where there was a validation, else the last ones; on each worker.
 
     Raises:
-        ValueError: a recipe that has no data and training blocks, data that do not fit it.
+        ValueError: a recipe that has no data and training blocks, data that do not fit it, a wrong TF_CONFIG.
         what `loop.run` raises.
     """
     recipe = _with_data(recipe)
     steps = recipe.training.steps if steps is None else steps
+    hosts = hosts_of(strategy, say)
+    check_same(hosts, **{"the recipe": recipe.model_dump_json(), "the number of steps": steps})
     keras.utils.set_random_seed(recipe.training.seed)
-    with _precision(recipe.training.precision):
-        model = zoo.load(recipe, weights)
-    plan = _plan(model, recipe, data, all_data)
-    model.compile(optimizer=_optimizer(recipe, steps))
+    with hosts.strategy.scope():
+        with _precision(recipe.training.precision):
+            model = zoo.load(recipe, weights)
+        model.compile(optimizer=_optimizer(recipe, steps))
+    plan = _plan(model, recipe, data, all_data, hosts.shard)
     result = zoo.load(recipe, weights=None)  # float32, with averaged weights
-    say(f"{recipe.name}: {plan.contents}; {steps} steps")
+    devices = hosts.strategy.num_replicas_in_sync
+    say(f"{recipe.name}: {plan.contents}; {steps} steps{f' on {devices} devices' if devices > 1 else ''}")
+    check_same(hosts, **{"the data": plan.contents})
     loop.run(
         model,
         plan.batches,
@@ -75,6 +88,7 @@ def train(
         sources=plan.sources,
         pictures=plan.pictures,
         say=say,
+        hosts=hosts,
     )
     load_weights(result, Path(output) / (loop.BEST if plan.evaluate else loop.LAST))
     return result
@@ -111,24 +125,29 @@ def _with_data(recipe: Recipe | str | Path) -> Recipe:
     return recipe
 
 
-def _plan(model: UNet | MaskRCNN, recipe: Recipe, data: str | Path, all_data: bool) -> Plan:
+def _plan(
+    model: UNet | MaskRCNN, recipe: Recipe, data: str | Path, all_data: bool, shard: tuple[int, int] = (0, 1)
+) -> Plan:
     if recipe.model.builder == "unet":
-        return unets.plan(model, recipe, data, all_data=all_data)
+        return unets.plan(model, recipe, data, all_data=all_data, shard=shard)
     if all_data:
         raise ValueError(
             f"{recipe.name}: annotations to train on and to validate with are two files; to train on both, join them "
             "into one and name that as data.annotations"
         )
-    return detectors.plan(model, recipe, data)
+    return detectors.plan(model, recipe, data, shard=shard)
 
 
 def _finish(model: UNet | MaskRCNN, result: UNet | MaskRCNN, recipe: Recipe, plan: Plan) -> UNet | MaskRCNN:
     """Gives `result` the model's weights, averaged if the recipe says so."""
-    result.set_weights(model.get_weights())
-    if recipe.training.optimizer.average:
-        trained = {id(v) for v in model.trainable_variables}
-        pairs = zip(model.variables, result.variables, strict=True)
-        model.optimizer.finalize_variable_values([other for own, other in pairs if id(own) in trained])
+    if not recipe.training.optimizer.average:
+        result.set_weights(model.get_weights())
+    else:
+        own = model.get_weights()
+        # under a strategy Keras gives the averages to none but the variables that it trains
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        result.set_weights(model.get_weights())
+        model.set_weights(own)
         _reestimate_normalization(result, recipe, plan)
     return result
 

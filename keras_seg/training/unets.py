@@ -23,15 +23,18 @@ from keras_seg.segment import instances, segment
 from keras_seg.training.plan import Plan
 
 
-def plan(model: UNet, recipe: Recipe, data: str | Path, *, all_data: bool) -> Plan:
-    """The tiles and the judgement of a run; arguments as of `recipes.train`."""
+def plan(
+    model: UNet, recipe: Recipe, data: str | Path, *, all_data: bool, shard: tuple[int, int] = (0, 1)
+) -> Plan:
+    """The tiles and the judgement of a run; arguments as of `recipes.train`. shard: (number, how many), of the worker whose
+    tiles they are."""
     training, validation = read_samples(recipe, data)
     if all_data:
         training, validation = training + validation, []
     tile = recipe.data.tile
     names = [sample.name for sample in training]
 
-    def tiles(augment: Augmentation, start: int = 0):
+    def tiles(augment: Augmentation, start: int = 0, shard: tuple[int, int] = (0, 1)):
         return tile_dataset(
             training,
             tile=tile,
@@ -40,6 +43,7 @@ def plan(model: UNet, recipe: Recipe, data: str | Path, *, all_data: bool) -> Pl
             augment=augment,
             seed=recipe.training.seed,
             start=start,
+            shard=shard,
         )
 
     varied = Augmentation(**recipe.data.augmentation.model_dump())
@@ -49,7 +53,7 @@ def plan(model: UNet, recipe: Recipe, data: str | Path, *, all_data: bool) -> Pl
         return [names[index] for index in batch["sample"].numpy()]
 
     return Plan(
-        batches=lambda start: tiles(varied, start),
+        batches=lambda start: tiles(varied, start, shard),
         plain_inputs=lambda: (batch["image"] for batch in tiles(turned)),
         evaluate=(lambda trained: evaluate(trained, recipe, validation)) if validation else None,
         sources=sources,
