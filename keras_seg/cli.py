@@ -250,6 +250,12 @@ def evaluate_model(
         Path | None,
         typer.Option(help="Detector: draw precision over recall; -bbox etc. is added to the name."),
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Detector: folder for pictures of the images with most errors in masks, worst first."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a model, and compare with what its recipe expects.
@@ -295,6 +301,10 @@ def evaluate_model(
 
             for kind, score in scores.items():
                 precision_recall_picture(curves.with_stem(f"{curves.stem}-{kind}"), score)
+        if pictures is not None:
+            from keras_seg.error_pictures import write_error_pictures
+
+            write_error_pictures(found, annotations, images or data.parent, pictures)
         _print_scores(scores, as_json)
         figures = {f"{kind}_{k}": v for kind, score in scores.items() for k, v in score.figures.items()}
     if recipe is not None and recipe.expect is not None:

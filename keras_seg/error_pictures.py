@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-
-from keras_seg.instances import Instances
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,8 +80,8 @@ def draw_errors(image: Any, found: np.ndarray, truth: np.ndarray, errors: Errors
 
 
 def write_error_pictures(
-    found: Mapping[int, Instances],
-    annotations: str | Path | Mapping[str, Any],
+    found: Sequence[Mapping[str, Any]] | str | Path,
+    annotations: Mapping[str, Any] | str | Path,
     images: str | Path,
     folder: str | Path,
     *,
@@ -94,39 +92,53 @@ def write_error_pictures(
     """Draws the `count` images with the lowest F1 to PNGs in a folder, the worst first: {file: its errors}.
 
     Args:
-        found: what was found, by image id; `evaluate.detections` gives it.
-        annotations, images: as of `evaluate.detections`. Crowds neither match nor count.
+        found: COCO results with masks, `evaluate.results` or a JSON file.
+        annotations: COCO annotations with masks. Crowds neither match nor count.
+        images: the folder that the annotations' file names are relative to.
         folder: made if missing; files are named "01_…png", "02_…png" by rank and image.
         score_threshold, iou: what counts as found, and as right.
 
-    Raises:
-        ValueError: malformed annotations, an image without masks.
+    Raises ValueError for malformed annotations and results, FileNotFoundError for an image that is not there.
     """
     from keras_seg import visualize
     from keras_seg.metrics import coco_data
-    from keras_seg.ops.rle import decode_rle
 
     truth = coco_data.read_annotations(annotations, "segm")
+    results = coco_data.read_results(found, truth, "segm")
+    of_images = {image: ([], []) for image in truth.images}
+    for one in sorted(results, key=lambda one: -one["score"]):
+        if one["score"] >= score_threshold:
+            of_images[one["image_id"]][0].append(one)
+    for one in truth.objects:
+        if not one["iscrowd"]:
+            of_images[one["image_id"]][1].append(one)
+    judged = []
+    for image, (sure, there) in of_images.items():
+        masks = _masks(sure, there)
+        categories = [np.array([one["category_id"] for one in objects], int) for objects in (sure, there)]
+        errors = match(*masks, iou, categories[0][:, None] == categories[1][None])
+        judged.append((errors.f1, image, errors))
+    judged.sort(key=lambda one: one[:2])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    objects: dict[int, list[dict[str, Any]]] = {image: [] for image in found}
-    for one in truth.objects:
-        if one["image_id"] in objects and not one["iscrowd"]:
-            objects[one["image_id"]].append(one)
-    judged = []
-    for image, instances in found.items():
-        sure = instances.filter(score_threshold)
-        masks = [decode_rle(one["segmentation"]).astype(bool) for one in objects[image]]
-        there = np.array(masks).reshape(-1, *instances.image_size)
-        categories = coco_data.class_categories(sure.class_names, truth.categories)
-        classes = np.array([categories[k] for k in sure.classes], object)
-        same = classes[:, None] == np.array([one["category_id"] for one in objects[image]], object)[None]
-        judged.append((match(sure.masks, there, iou, same), image, sure.masks, there))
-    judged.sort(key=lambda one: one[0].f1)
     written = {}
-    for rank, (errors, image, masks, there) in enumerate(judged[:count], start=1):
+    for rank, (_, image, errors) in enumerate(judged[:count], start=1):
         name = truth.images[image]["file_name"]
         path = folder / f"{rank:02d}_{Path(name).stem}.png"
-        draw_errors(visualize.picture(Path(images) / name), masks, there, errors).save(path)
+        draw_errors(visualize.picture(Path(images) / name), *_masks(*of_images[image]), errors).save(path)
         written[path] = errors
     return written
+
+
+def _masks(
+    found: Sequence[Mapping[str, Any]], there: Sequence[Mapping[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of an image, bool [N, H, W] and [M, H, W]."""
+    from keras_seg.ops.rle import decode_rle
+
+    height, width = next((one["segmentation"]["size"] for one in (*found, *there)), (1, 1))
+    found, there = (
+        np.array([decode_rle(one["segmentation"]) for one in objects], bool).reshape(-1, height, width)
+        for objects in (found, there)
+    )
+    return found, there

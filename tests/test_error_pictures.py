@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from keras_seg import error_pictures
-from keras_seg.instances import Instances
 from keras_seg.ops.rle import encode_mask
 
 
@@ -79,14 +78,11 @@ def test_the_worst_image_comes_first(tmp_path):
     file = tmp_path / "annotations.json"
     file.write_text(json.dumps(annotations))
 
-    def found(box: list[int]) -> Instances:
-        return Instances(
-            np.array([box], np.float32), np.array([0.9], np.float32), np.zeros(1, np.int32), (24, 24),
-            mask_probabilities=np.ones((1, 28, 28), np.float32), class_names=["nucleus"],
-        )  # fmt: skip
-
-    results = {1: found([2, 2, 10, 10]), 2: found([2, 2, 10, 10])}
-    written = error_pictures.write_error_pictures(results, file, tmp_path, tmp_path / "out", count=5)
+    found = [
+        {"image_id": k, "category_id": 7, "score": score, "segmentation": encode_mask(masks[1])}
+        for k, score in ((1, 0.9), (2, 0.8), (1, 0.4))
+    ]
+    written = error_pictures.write_error_pictures(found, file, tmp_path, tmp_path / "out", count=5)
     assert [path.name for path in written] == ["01_2.png", "02_1.png"]
     assert [errors.f1 for errors in written.values()] == [0, 1]
     drawn = np.asarray(Image.open(tmp_path / "out" / "01_2.png"))

@@ -206,7 +206,9 @@ def overrides(model, monkeypatch) -> list[dict]:
 
 def test_command_scores_a_model_and_its_results(run, data, tmp_path, overrides):
     results = tmp_path / "results.json"
-    status, out, _ = run(*arguments(data, "--results", results, "--curves", tmp_path / "curves.png"))
+    wanted = ("--results", results, "--curves", tmp_path / "curves.png", "--pictures", tmp_path / "errors")
+    status, out, _ = run(*arguments(data, *wanted))
+    assert min(path.name for path in (tmp_path / "errors").iterdir()).startswith("01_")
     assert status == 0 and overrides == [{}]
     lines = [line.split() for line in out.splitlines() if line]
     assert lines[0][:2] == ["AP", "AP50"] and lines[1][:3] == ["all", "(bbox)", "100.00"]
