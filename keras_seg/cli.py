@@ -278,6 +278,8 @@ def evaluate_model(
         for kind in iou_type or ["bbox"]:  # before anything takes time
             coco_data.read_annotations(annotations, kind)
         if name.endswith(".json"):
+            if stored is not None:
+                raise ValueError("--proposals is for a model; these are results")
             found, _ = coco_data.load(name, "results")
         elif recipe is None:
             raise ValueError(f"{name}: is a folder; give a model of the zoo, a recipe or COCO results")

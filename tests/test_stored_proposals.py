@@ -98,6 +98,11 @@ def test_what_contradicts_itself_is_refused(squares, tmp_path, run):
     detector = as_file(recipe(), tmp_path / "r.yaml")
     status, _, error = run("proposals", detector, "--data", squares / "train.json", "-o", tmp_path / "p.npz")
     assert status == 2 and "an RPN alone: model.rpn_only: true" in error
+    (tmp_path / "found.json").write_text("[]")
+    status, _, error = run(
+        "evaluate", tmp_path / "found.json", "--data", squares / "train.json", "--proposals", "p.npz"
+    )
+    assert status == 2 and "--proposals is for a model; these are results" in error
     absent = {field: f"absent/{file}" for field, file in STORED.items()}
     with pytest.raises(FileNotFoundError, match="train.npz: no such file; keras-seg proposals writes it"):
         train(recipe().override(absent), squares, tmp_path / "run")
