@@ -66,6 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a run in a process of its own: SETTING,SEED
     args = parser.parse_args()
+    args.runs /= hashlib.sha256(json.dumps(conditions(args)).encode()).hexdigest()[:8]
     if args.one:
         setting, _, seed = args.one.rpartition(",")
         train_one(setting, int(seed), args)
@@ -83,9 +84,9 @@ def main() -> None:
     print(report(results))
 
 
-def begin(args: argparse.Namespace) -> dict:
-    """The stored results, if they are of the same recipe, steps and data; else new ones."""
-    about = {
+def conditions(args: argparse.Namespace) -> dict:
+    """What results depend on, beside the code: those of other conditions are not mixed."""
+    return {
         "recipe": hashlib.sha256(RECIPE.read_bytes()).hexdigest(),
         "settings": SETTINGS,
         "steps": args.steps or yaml.safe_load(RECIPE.read_text())["training"]["steps"],
@@ -93,15 +94,17 @@ def begin(args: argparse.Namespace) -> dict:
             p: hashlib.sha256((args.data / f"instances_{p}.json").read_bytes()).hexdigest() for p in PARTS
         },
     }
-    path = args.output / "claims.json"
+
+
+def begin(args: argparse.Namespace) -> dict:
+    """The stored results, if they are of the same conditions; else new ones."""
+    about, path = conditions(args), args.output / "claims.json"
     if path.exists():
         stored = json.loads(path.read_text())
         if stored["about"] == about:
             return stored
         differs = ", ".join(name for name in about if stored["about"].get(name) != about[name])
-        raise SystemExit(
-            f"{path}: has results of other {differs}: move it away, or choose another --output and --runs"
-        )
+        raise SystemExit(f"{path}: has results of other {differs}: move it away, or choose another --output")
     return {"date": date.today().isoformat(), "machine": compare.machine(2), "about": about, "runs": {}}
 
 

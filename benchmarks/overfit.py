@@ -7,6 +7,7 @@ the 24 of Penn-Fudan (masks); scored on the same photographs. Stops with status 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from datetime import date
@@ -34,12 +35,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data")
     parser.add_argument("--only", nargs="*", choices=[*TASKS], default=[*TASKS])
     parser.add_argument("--steps", type=int, help="instead of the recipe's, for a quick look")
-    parser.add_argument(
-        "--runs", type=Path, default=HERE.parent / "runs/overfit", help="folder of the runs, which go on"
-    )
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs/overfit", help="folder of the runs")
     parser.add_argument(
         "--output", type=Path, default=HERE / "results", help="folder of overfit.json and overfit.md"
     )
+    parser.add_argument("--resume", action="store_true", help="go on with runs that were stopped")
     args = parser.parse_args()
     results = {"date": date.today().isoformat(), "machine": compare.machine(2), "tasks": {}}
     for name in args.only:
@@ -63,8 +63,10 @@ def learn(name: str, args: argparse.Namespace) -> dict:
     _, changes, _ = TASKS[name]
     recipe = load_recipe(RECIPE).override({**changes, "name": name})
     began = time.monotonic()
-    folder = args.data / name
-    model = train(recipe, folder, args.runs / name, steps=args.steps, resume=True, say=compare.say)
+    folder, run = args.data / name, args.runs / name
+    if not args.resume:  # a proof is of the code as it is now
+        shutil.rmtree(run, ignore_errors=True)
+    model = train(recipe, folder, run, steps=args.steps, resume=args.resume, say=compare.say)
     minutes = (time.monotonic() - began) / 60
     block = recipe.data
     figures = detectors.score(model, folder / block.annotations, folder / block.images)
