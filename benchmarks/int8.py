@@ -48,17 +48,15 @@ def measure(height: int, width: int, channels: int, side: int, rounds: int) -> d
 
     image = tf.random.normal((1, height, width, channels))
     kernel = tf.random.normal((side, side, channels, channels))
-    bytes_, weights = (
-        tf.quantization.quantize(image, -5.0, 5.0, tf.quint8)[0],
-        tf.quantization.quantize(kernel, -5.0, 5.0, tf.qint8)[0],
-    )
+    bytes_ = tf.quantization.quantize(image, -5.0, 5.0, tf.quint8)[0]
+    weights = tf.quantization.quantize(kernel, -5.0, 5.0, tf.qint8)[0].numpy()
     halves = tf.cast(image, tf.bfloat16), tf.cast(kernel, tf.bfloat16)
     ranges = [tf.constant(value) for value in (-5.0, 5.0, -5.0, 5.0)]
     convolve = {
         "float32": lambda: tf.nn.conv2d(image, kernel, 1, "SAME"),
         "bfloat16": lambda: tf.nn.conv2d(*halves, 1, "SAME"),
         "int8": lambda: tf.raw_ops.QuantizedConv2D(
-            input=bytes_, filter=weights, min_input=ranges[0], max_input=ranges[1], min_filter=ranges[2], max_filter=ranges[3],
+            input=bytes_, filter=tf.constant(weights, tf.qint8), min_input=ranges[0], max_input=ranges[1], min_filter=ranges[2], max_filter=ranges[3],
             strides=[1, 1, 1, 1], padding="SAME",
         )[0],
     }  # fmt: skip

@@ -6,6 +6,7 @@ Detections and average precision of a trained detector, and ISBI's scores of a t
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from datetime import date
 from pathlib import Path
@@ -25,7 +26,7 @@ SLICES = slice(20, 25)  # which unet_isbi2012 is judged on
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--detector", default="maskrcnn_nuclei", help="a recipe of the zoo, or a file")
+    parser.add_argument("--detector", help="a detector of nuclei: a recipe of the zoo, or a file; else none")
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument(
@@ -36,9 +37,11 @@ def main() -> None:
     results = {
         "date": date.today().isoformat(),
         "machine": compare.machine(os.cpu_count()),
-        "detector": detector(args.detector, args.weights, nuclei / "instances_val.json", nuclei / "val"),
         "unet": unet(args.data / "isbi2012"),
     }
+    if args.detector:
+        found = detector(args.detector, args.weights, nuclei / "instances_val.json", nuclei / "val")
+        results |= {"name": Path(args.detector).stem, "detector": found}
     compare.write(results, report(results), args.output, "precision")
 
 
@@ -106,31 +109,30 @@ def unet(folder: Path) -> dict:
 
 def report(results: dict) -> str:
     """The tables as Markdown."""
-    found, network = results["detector"], results["unet"]
+    network = results["unet"]
     lines = [
         f"{results['date']}, {results['machine']['cpu']}.",
         "",
         "| | float32 | bfloat16 |",
         "|---|---|---|",
     ]
-    for kind in ("bbox", "segm"):
-        for name in ("AP", "AP50", "AP75"):
-            values = [found["scores"][p][kind][name] for p in PRECISIONS]
-            lines.append(f"| maskrcnn_nuclei, {kind} {name} | {values[0]:.4f} | {values[1]:.4f} |")
     for name in UNET_SCORES:
         values = [network["scores"][p][name] for p in PRECISIONS]
         lines.append(f"| unet_isbi2012, {name} | {values[0]:.4f} | {values[1]:.4f} |")
-    apart = found["differences"]
+    text = f"U-Net's probabilities: {network['differences']['mean']:.1e} on average, {network['differences']['largest']:.3f} at most."
+    if "detector" in results:
+        for kind, name in itertools.product(("bbox", "segm"), ("AP", "AP50", "AP75")):
+            values = [results["detector"]["scores"][p][kind][name] for p in PRECISIONS]
+            lines.append(f"| {results['name']}, {kind} {name} | {values[0]:.4f} | {values[1]:.4f} |")
+        text = f"{detections_line(results['detector']['differences'])} {text}"
+    return "\n".join([*lines, "", text, ""])
+
+
+def detections_line(apart: dict[str, float]) -> str:
     text = f"Of {apart['detections']} detections with a score of 0.5 or more, {apart['missed']} have no counterpart with an "
     text += f"overlap of {SAME}; of the others' boxes the side that moved most did by {apart['box, median']:.2f} px (median; 95%: "
     text += f"{apart['box, 95%']:.2f}), the scores changed by {apart['score, median']:.4f} (95%: {apart['score, 95%']:.4f})."
-    apart = network["differences"]
-    lines += [
-        "",
-        text,
-        f"U-Net's probabilities: {apart['mean']:.1e} on average, {apart['largest']:.3f} at most.",
-    ]
-    return "\n".join([*lines, ""])
+    return text
 
 
 if __name__ == "__main__":

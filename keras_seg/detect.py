@@ -42,8 +42,9 @@ def detect(
         max_detections: the best so many of an image.
         classes: names or numbers of the classes to keep; None: all.
         short_side, max_side: size of the resized image, see `models.mask_rcnn`; None: the model's own, or its scale.
-        batch_size: images to compute at once, padded to the largest of them. Of each LOOK_AHEAD batches, images of similar
-            proportions go together. Sizes may vary freely: the model is traced once.
+        batch_size: images to compute at once, padded to the largest of them; always one with group normalisation, whose
+            statistics the padding would change. Of each LOOK_AHEAD batches, images of similar proportions go together.
+            Sizes may vary freely: the model is traced once.
         precision: "float32", or "bfloat16", faster on processors that multiply such numbers, and less exact
             (docs/performance.md says how much). UserWarning on others, where it is slower.
 
@@ -82,6 +83,8 @@ def _stream(
     """The objects in each image, in their order."""
     from keras_seg.data.resize import resize
 
+    if "group" in (model.normalization, model.fpn_normalization):
+        batch_size = 1
     numbered = enumerate(images)
     while ahead := list(itertools.islice(numbered, LOOK_AHEAD * batch_size if batch_size > 1 else 1)):
         names = [str(i) if isinstance(i, str | Path) else f"image {n}" for n, i in ahead]

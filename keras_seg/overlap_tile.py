@@ -129,7 +129,7 @@ def tiles(
 
 def border_of(model: UNet) -> int:
     """Pixels that a tile needs around it on each side."""
-    return model.margin or model.tile_context
+    return model.margin or model.context
 
 
 def legal_tile(model: UNet, tile: int | None) -> int:
@@ -250,13 +250,13 @@ def _without_surplus(model: UNet) -> keras.Model:
     for _ in range(1, model.depth):
         kept.append(math.ceil(kept[-1] / 2) + CONVOLUTIONS)
     # and of what comes up from the level below, in its pixels; the lowest is whole
-    below = [*kept[1:], model.tile_context >> model.depth]
+    below = [*kept[1:], model.context >> model.depth]
 
     def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         if not layer.name.endswith("_concat"):
             return layer(*args, **kwargs)
         level = int(layer.name.removeprefix("dec").removesuffix("_concat")) - 1
-        surplus = ((model.tile_context >> level) - kept[level], 2 * below[level] - kept[level])
+        surplus = ((model.context >> level) - kept[level], 2 * below[level] - kept[level])
         return layer(
             [keras.layers.Cropping2D(n)(x) if n else x for n, x in zip(surplus, args[0], strict=True)]
         )

@@ -154,3 +154,18 @@ def test_images_of_one_colour_and_of_one_pixel_or_line(model):
 def test_wrong_input_is_named(model, image, options, error, message):
     with pytest.raises(error, match=message):
         keras_seg.segment(model, image, **options)
+
+
+def test_group_normalization_sees_one_image_at_a_time():
+    """In a batch its statistics would count the padding of the smaller image."""
+    model = mask_rcnn(
+        1, backbone="resnet18", width=4, fpn_channels=8, normalization="group", scale=1.0, proposals=10,
+        score_threshold=0.0,
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (side, 64, 3), np.uint8) for side in (32, 96)]
+    alone = [keras_seg.segment(model, image, score_threshold=0.0) for image in images]
+    together = keras_seg.segment(model, images, score_threshold=0.0, batch_size=2)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one.scores, other.scores)
+        np.testing.assert_array_equal(one.boxes, other.boxes)

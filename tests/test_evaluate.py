@@ -204,6 +204,11 @@ def overrides(model, monkeypatch) -> list[dict]:
     return seen
 
 
+def test_precision_goes_without_augmentation(model):
+    with pytest.raises(ValueError, match="precision goes without flip and short_sides"):
+        evaluate.finder(model, flip=True, precision="bfloat16")
+
+
 def test_command_scores_a_model_and_its_results(run, data, tmp_path, overrides):
     results = tmp_path / "results.json"
     wanted = ("--results", results, "--curves", tmp_path / "curves.png", "--pictures", tmp_path / "errors")

@@ -106,18 +106,8 @@ class UNet(keras.Model):
 
     @property
     def context(self) -> int:
-        """Pixels around an output pixel that can influence it, rounded up to a multiple of 2**depth.
-
-        The valid convolutions' margin, and up to 2**depth - 1 pixels more, since a pooled value is shared by a
-        whole block.
-        """
-        multiple = 2**self.depth
-        return math.ceil((_margin(self.depth, "valid") + multiple - 1) / multiple) * multiple
-
-    @property
-    def tile_context(self) -> int:
         """Pixels around a tile that can influence it if its sides lie at multiples of 2**depth, as pooled blocks do; rounded
-        up to such a multiple. Less than `context`, since no block reaches over a side."""
+        up to such a multiple."""
         reach = 0
         for _ in range(self.depth):  # down to the bottom, each map as far as the one above needs it
             reach = math.ceil((reach + CONVOLUTIONS) / 2)

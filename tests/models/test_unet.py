@@ -169,7 +169,7 @@ def test_a_graph_of_unknown_size_refuses_illegal_tiles_when_it_runs():
         call(image(1, 61, 60, 1))
 
 
-def test_pixels_farther_than_the_context_have_no_influence():
+def test_pixels_farther_from_a_pixel_than_the_context_have_no_influence():
     for padding in ("valid", "same"):
         model = unet(depth=2, base_channels=4, padding=padding)
         side = model.legal_sizes(140)[1]
@@ -185,17 +185,17 @@ def test_pixels_farther_than_the_context_have_no_influence():
         assert np.any(model(after).numpy()[:, middle] != same[0])
 
 
-def test_a_tile_on_the_pooling_grid_needs_less_context():
+def test_pixels_farther_from_a_tile_than_the_context_have_no_influence():
     model = unet(depth=3, base_channels=4, padding="same")
-    assert (model.tile_context, model.context) == (48, 56)
-    assert unet(depth=4, base_channels=1, padding="same").tile_context == 96
+    assert model.context == 48
+    assert unet(depth=4, base_channels=1, padding="same").context == 96
     before, (top, bottom) = image(1, 160, 160, 1), (64, 96)
     expected = model(before).numpy()[:, top:bottom]
     after = before.copy()
-    after[:, bottom + model.tile_context :] = 0
-    after[:, : top - model.tile_context] = 255
+    after[:, bottom + model.context :] = 0
+    after[:, : top - model.context] = 255
     np.testing.assert_array_equal(model(after).numpy()[:, top:bottom], expected)
-    after[:, : top - model.tile_context + 8] = 255
+    after[:, : top - model.context + 8] = 255
     assert np.any(model(after).numpy()[:, top:bottom] != expected)
 
 
