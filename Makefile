@@ -4,7 +4,9 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install test lint demo bench-unet bench-maskrcnn bench-train-step bench-data bench-masks bench-tiles bench-stream bench-precision bench-int8 bench bench-roi-align claims prove-training native train-isbi wheel clean
+BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8)
+
+.PHONY: install test lint demo bench-data bench claims prove-training native train-isbi wheel clean $(BENCHES)
 
 install: .venv/installed
 
@@ -26,35 +28,12 @@ lint: install
 demo: install
 	$(BIN)/python -m keras_seg.demo
 
-bench-unet: install
-	$(BIN)/python benchmarks/unet.py
-
-bench-masks: install
-	$(BIN)/python benchmarks/masks.py
-
-bench-tiles: install
-	$(BIN)/python benchmarks/tiles.py
-
-bench-maskrcnn: install
-	$(BIN)/python benchmarks/maskrcnn.py
-
-bench-train-step: install
-	$(BIN)/python benchmarks/train_step.py
-
-bench-roi-align: install
-	$(BIN)/python benchmarks/roi_align.py
-
-bench-stream: install
-	$(BIN)/python benchmarks/stream.py
-
-bench-precision: install
-	$(BIN)/python benchmarks/precision.py
-
-bench-int8: install
-	$(BIN)/python benchmarks/int8.py
+# bench-roi-align runs benchmarks/roi_align.py, and so on.
+$(BENCHES): bench-%: install
+	$(BIN)/python benchmarks/$(subst -,_,$*).py
 
 # All, one after the other: some two hours on two cores.
-bench: bench-roi-align bench-masks bench-tiles bench-stream bench-unet bench-train-step bench-maskrcnn bench-data bench-precision bench-int8
+bench: $(BENCHES) bench-data
 
 bench-data: install
 	$(BIN)/python benchmarks/coco_data.py

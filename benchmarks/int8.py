@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import compare
 from compare import HERE
-from tiles import timed
+from worker import timed
 
 CASES = (
     (200, 272, 256, 3),

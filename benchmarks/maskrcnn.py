@@ -139,11 +139,6 @@ def write_images(path: Path, folder: Path, count: int) -> list[np.ndarray]:
     return images
 
 
-def part_flops(*args, **kwargs) -> dict[str, float]:
-    """Multiplications and additions by part; arguments as of `part_costs`."""
-    return {part: float(flops) for part, (flops, _) in part_costs(*args, **kwargs).items()}
-
-
 def part_costs(
     shape: tuple[int, ...], short_side: int, proposals: int = 1000, masks: int = 100, model: str = "r50_fpn"
 ) -> dict[str, np.ndarray]:

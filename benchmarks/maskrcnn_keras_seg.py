@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from worker import serve
+from worker import serve, timed
 
 from keras_seg import detect, inference, zoo
 from keras_seg.data.resize import resize, shortest_edge_size
@@ -100,12 +99,6 @@ def body(model: MaskRCNN, batch: int, precision: str) -> Callable[[], list[np.nd
     call = Compiled(model.parts["backbone"], precision)
     picture = tf.constant(np.random.default_rng(0).standard_normal((batch, *BODY, 3), np.float32))
     return lambda: [level.numpy() for level in call(picture)]
-
-
-def timed(action: Callable) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def main() -> None:

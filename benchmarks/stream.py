@@ -18,7 +18,7 @@ import compare
 import numpy as np
 from compare import HERE
 from PIL import Image
-from tiles import timed
+from worker import timed
 
 SHARED = HERE.parent.parent / "shared"
 NEW, AGAIN, SAME = "sizes never seen before", "the same images again", "as many images, all of one size"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -15,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import compare
 import numpy as np
 from compare import HERE
+from worker import timed
 
 MODEL = "unet_isbi2012"
 SEGMENT, BATCH, TILES = "segment", "the pixels as a batch", "its tiles through the network"
@@ -89,12 +89,6 @@ def compiled(network) -> Callable[[np.ndarray], np.ndarray]:
     signature = [tf.TensorSpec([None, None, None, network.input_shape[-1]], tf.float32)]
     call = tf.function(lambda image: network(image, training=False), input_signature=signature)
     return lambda image: call(image).numpy()
-
-
-def timed(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def report(results: dict) -> str:

@@ -29,6 +29,13 @@ def serve(actions: dict[str, Callable[[], Any]]) -> None:
         answers.flush()
 
 
+def timed(action: Callable[[], Any]) -> float:
+    """Seconds, by the clock on the wall."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
 def peak_memory() -> float:
     """MiB, from Linux's /proc: `ru_maxrss` would begin at what the parent process, which started this one, had."""
     with open("/proc/self/status") as status:

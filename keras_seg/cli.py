@@ -260,20 +260,23 @@ def evaluate_model(
 ) -> None:
     """Score a model, and compare with what its recipe expects.
 
-    A U-Net on its recipe's validation data, a detector on COCO annotations (an RPN alone: its recall). The exit status is 1 if the figure is worse than
-    the recipe expects by more than its tolerance.
+    A U-Net on its recipe's validation data, a detector on COCO annotations (an RPN alone: its recall). The exit status is 1
+    if the figure is worse than the recipe expects by more than its tolerance.
     """
     recipe = None if name.endswith(".json") or Path(name).is_dir() else keras_seg.zoo.show(name)
     if recipe is not None and recipe.model.builder == "unet":
         figures = _evaluate_unet(recipe, data, weights)
         shown = json.dumps(figures) if as_json else "\n".join(f"{k:<20} {v:.6g}" for k, v in figures.items())
         print(shown)
+    elif data.is_dir():
+        raise ValueError(f"--data {data}: a detector is scored on COCO annotations, a .json file")
+    elif recipe is not None and recipe.model.rpn_only:
+        from keras_seg import stored_proposals
+
+        model = keras_seg.zoo.load(recipe, weights)
+        figures = stored_proposals.recall(model, data, images or data.parent, batch_size=batch_size)
+        print(json.dumps(figures) if as_json else "\n".join(f"{k:<8} {v:.4f}" for k, v in figures.items()))
     else:
-        if data.is_dir():
-            raise ValueError(f"--data {data}: a detector is scored on COCO annotations, a .json file")
-        if recipe is not None and recipe.model.rpn_only:
-            _print_recall(recipe, data, images or data.parent, weights, batch_size, as_json)
-            return
         annotations, _ = coco_data.load(data, "annotations")
         for kind in iou_type or ["bbox"]:  # before anything takes time
             coco_data.read_annotations(annotations, kind)
@@ -395,18 +398,6 @@ def _check_own_rpn(recipe: Recipe) -> None:
             f"{recipe.name}: its second stage is trained on stored proposals and its own RPN not at all, so it needs those "
             "of another one: keras-seg evaluate --proposals FILE"
         )
-
-
-def _print_recall(
-    recipe: Recipe, annotations: Path, images: Path, weights: str, batch_size: int, as_json: bool
-) -> None:
-    from keras_seg import stored_proposals
-
-    model = keras_seg.zoo.load(recipe, weights)
-    figures = stored_proposals.recall(model, annotations, images, batch_size=batch_size)
-    print(json.dumps(figures) if as_json else "\n".join(f"{k:<8} {v:.4f}" for k, v in figures.items()))
-    if recipe.expect is not None:
-        _check_expected(recipe, figures, quiet=as_json)
 
 
 def _recipes_detections(recipe: Recipe) -> int | None:

@@ -40,13 +40,23 @@ def match(found: np.ndarray, truth: np.ndarray, iou: float = 0.5, same: np.ndarr
         raise ValueError(
             f"masks of other sizes: {list(found.shape[1:])} found, {list(truth.shape[1:])} there"
         )
-    pixels = found.shape[1] * found.shape[2]
-    flat, other = (masks.reshape(len(masks), pixels).astype(np.float32) for masks in (found, truth))
-    common = flat @ other.T
-    union = flat.sum(1)[:, None] + other.sum(1)[None] - common
-    overlap = (
-        common / np.maximum(union, 1) if same is None else np.where(same, common / np.maximum(union, 1), -1)
-    )
+    from keras_seg.ops.rle import encode_mask
+
+    return _matched([encode_mask(mask) for mask in found], [encode_mask(mask) for mask in truth], iou, same)
+
+
+def _matched(
+    found: Sequence[Mapping[str, Any]],
+    truth: Sequence[Mapping[str, Any]],
+    iou: float,
+    same: np.ndarray | None,
+) -> Errors:
+    """`match` of run lengths: a mask for each object of a large image would be some GB."""
+    from pycocotools import mask as coco
+
+    # of nothing it gives a list
+    overlap = np.reshape(coco.iou(found, truth, [0] * len(truth)), [len(found), len(truth)])
+    overlap = overlap if same is None else np.where(same, overlap, -1)
     pairs, left = [], np.ones(len(truth), bool)
     for n, row in enumerate(overlap):
         row = np.where(left, row, -1)
@@ -114,9 +124,9 @@ def write_error_pictures(
             of_images[one["image_id"]][1].append(one)
     judged = []
     for image, (sure, there) in of_images.items():
-        masks = _masks(sure, there)
+        masks = ([one["segmentation"] for one in objects] for objects in (sure, there))
         categories = [np.array([one["category_id"] for one in objects], int) for objects in (sure, there)]
-        errors = match(*masks, iou, categories[0][:, None] == categories[1][None])
+        errors = _matched(*masks, iou, categories[0][:, None] == categories[1][None])
         judged.append((errors.f1, image, errors))
     judged.sort(key=lambda one: one[:2])
     folder = Path(folder)

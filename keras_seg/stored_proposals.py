@@ -14,9 +14,10 @@ import numpy as np
 
 from keras_seg import evaluate
 from keras_seg.data.progress import track
-from keras_seg.data.proposals import Proposals, checksum, write_proposals
+from keras_seg.data.proposals import Proposals, write_proposals
 from keras_seg.metrics import coco_data
 from keras_seg.metrics.proposals import average_recall
+from keras_seg.weights.files import sha256_of
 
 if TYPE_CHECKING:
     from keras_seg.models.mask_rcnn import MaskRCNN
@@ -39,7 +40,7 @@ def store(
     it is complete. Raises as `proposed`, ValueError: `output` does not end in .npz, OSError: it cannot be written.
     """
     found = proposed(model, annotations, images, count=count, batch_size=batch_size)
-    return write_proposals(output, found, model=model.name, annotations=checksum(annotations))
+    return write_proposals(output, found, model=model.name, annotations=sha256_of(annotations))
 
 
 def recall(

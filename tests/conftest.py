@@ -29,6 +29,17 @@ def shared() -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """A data folder for detectors: COCO annotations and images "train" (6) and "validation" (2)."""
+    from square_files import write_squares
+
+    folder = tmp_path_factory.mktemp("squares")
+    write_squares(folder, "train", 6, 0)
+    write_squares(folder, "validation", 2, 1)
+    return folder
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs `keras-seg ARGUMENTS` and returns its exit status, its output and its error output."""

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from square_files import recipe, write_squares
+from square_files import recipe
 
 from keras_seg import stored_proposals, zoo
 from keras_seg.data.proposals import read_proposals
@@ -20,14 +20,6 @@ RPN = {
     "training.select": {"metric": "AR100", "mode": "max"},
 }  # fmt: skip
 STORED = {"data.proposals": "train.npz", "data.validation_proposals": "validation.npz"}
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("squares")
-    write_squares(folder, "train", 6, 0)
-    write_squares(folder, "validation", 2, 1)
-    return folder
 
 
 def as_file(tiny, path):

@@ -12,7 +12,6 @@ A file is an uncompressed `.npz`, read where it lies and not into memory (COCO's
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import zipfile
@@ -21,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Proposals", "checksum", "read_proposals", "write_proposals"]
+from keras_seg.weights.files import replacing, sha256_of
+
+__all__ = ["Proposals", "read_proposals", "write_proposals"]
 
 LAYOUT = 1
 SHOWN = 5  # image ids in a message
@@ -70,7 +71,7 @@ class Proposals:
 
     def check_made_for(self, annotations: str | Path) -> None:
         """ValueError unless these were made for this file of annotations, as its checksum tells."""
-        found = checksum(annotations)
+        found = sha256_of(annotations)
         if found != self.annotations:
             raise ValueError(
                 f"{self.name}: was made for other annotations (SHA-256 {self.annotations[:12] or 'unknown'}…) than "
@@ -144,8 +145,6 @@ def write_proposals(
     Boxes without extent are left out. The file appears when it is complete. model, annotations: as of `Proposals`.
     ValueError: a name that does not end in .npz. OSError: it cannot be written.
     """
-    from keras_seg.weights.files import replacing
-
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: a file of proposals must end in .npz")
@@ -201,12 +200,6 @@ def read_proposals(path: str | Path) -> Proposals:
     if layout != LAYOUT:
         raise ValueError(f"{path}: written with layout {layout}, this version reads {LAYOUT}: make it anew")
     return Proposals(**arrays, name=str(path), model=str(model), annotations=str(annotations))
-
-
-def checksum(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_place(path: Path, name: str) -> np.ndarray:

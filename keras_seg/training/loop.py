@@ -76,11 +76,8 @@ def run(
         NonFiniteLoss: names step and images; the batch is in a file beside the checkpoint, which is from before it.
         FileExistsError: `output` holds another run's checkpoint and resume is False.
     """
-    output, finished, hosts = (
-        Path(output),
-        finished or (lambda: model),
-        hosts or Hosts(tf.distribute.get_strategy()),
-    )
+    output, finished = Path(output), finished or (lambda: model)
+    hosts = hosts or Hosts(tf.distribute.get_strategy())
     say = say if hosts.chief else (lambda line: None)
     history: list[dict[str, float]] = []
     best, start, recent = None, 0, []

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from keras_seg.weights.files import replacing
+from keras_seg.weights.files import replacing, sha256_of
 
 CHUNK = 1 << 20
 TIMEOUT = 30  # seconds without a byte
@@ -72,7 +72,7 @@ def fetch(
     with locked(path):
         pinned = pin.read_text().strip() if pin.is_file() else None
         if path.is_file():
-            digest = _digest(path)
+            digest = sha256_of(path)
             _verify(digest, sha256, pinned, f"{path}", f"delete it to download it again. {help_}")
         else:
             if os.environ.get("KERAS_SEG_OFFLINE", "") not in ("", "0"):
@@ -94,11 +94,6 @@ def _verify(digest: str, expected: str | None, pinned: str | None, what: str, ad
             raise ValueError(
                 f"{what}: damaged or exchanged: its sha256 is {digest}, that of {source} is {wanted}; {advice}"
             )
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, path: Path, help_: str, progress: bool | None) -> str:

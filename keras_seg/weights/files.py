@@ -89,12 +89,17 @@ def load_weights(model: keras.Model, path: str | Path, *, may_be_fresh: Collecti
     return assign_variables(own, arrays, path, may_be_fresh=may_be_fresh, network=repr(model.name))
 
 
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_sha256(path: str | Path, expected: str) -> None:
     """Raises FileNotFoundError, or ValueError if the file's SHA-256 is not `expected` (hexadecimal)."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
-    with open(path, "rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = sha256_of(path)
     if actual != expected:
         raise ValueError(f"{path}: damaged or exchanged: its sha256 is {actual}, the recipe says {expected}")
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from keras_seg import data
 from keras_seg.data.detection_geometry import DetectionAugmentation
-from keras_seg.data.proposals import Proposals, checksum, read_proposals, write_proposals
+from keras_seg.data.proposals import Proposals, read_proposals, write_proposals
 from keras_seg.data.tfrecord import tfrecords, write_tfrecords
+from keras_seg.weights.files import sha256_of
 
 
 def some(ids=(10, 11, 12), size=(40, 60), each=5, seed=0) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -31,7 +32,7 @@ def some(ids=(10, 11, 12), size=(40, 60), each=5, seed=0) -> list[tuple[int, np.
 def files(tmp_path):
     annotations, images = write(tmp_path, content())
     path = tmp_path / "proposals.npz"
-    write_proposals(path, some(), model="rpn", annotations=checksum(annotations))
+    write_proposals(path, some(), model="rpn", annotations=sha256_of(annotations))
     return annotations, images, path
 
 
@@ -79,7 +80,7 @@ def test_proposals_follow_the_image(files):
         x, y, width, height = one["bbox"]
         own.setdefault(one["image_id"], []).append([x, y, x + width, y + height])
     found = [(k, np.array(boxes), np.linspace(0.9, 0.5, len(boxes))) for k, boxes in own.items()]
-    write_proposals(path, found, annotations=checksum(annotations))
+    write_proposals(path, found, annotations=sha256_of(annotations))
     for options in (
         {"short_side": 75, "augment": False},
         {"short_side": (50, 90), "augment": DetectionAugmentation(turns=True)},
@@ -141,12 +142,12 @@ def test_proposals_for_others_are_refused(files, tmp_path):
             ValueError, match=r"proposals.npz: was made for other annotations .*other\.json .*keras-seg pro"
         ):
             data.coco(changed, images, proposals=path)
-        write_proposals(path, some((10, 99)), annotations=checksum(annotations))
+        write_proposals(path, some((10, 99)), annotations=sha256_of(annotations))
         with pytest.raises(
             ValueError, match=r"has no proposals for 2 of the 3 images of .* \(ids 11, 12\); make them anew"
         ):
             data.coco(annotations, images, proposals=path)
-        write_proposals(path, some(size=(60, 400)), annotations=checksum(annotations))
+        write_proposals(path, some(size=(60, 400)), annotations=sha256_of(annotations))
         with pytest.raises(
             ValueError, match=r"image 1\d of .* has 40x60 pixels \(height x width\), and a proposal lies out"
         ):

@@ -7,18 +7,10 @@ import csv
 import numpy as np
 import pytest
 import tensorflow as tf
-from square_files import SIDE, recipe, write_squares
+from square_files import SIDE, recipe
 
 from keras_seg.recipe import load_recipe
 from keras_seg.training import NonFiniteLoss, detectors, loop, train
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("squares")
-    write_squares(folder, "train", 6, 0)
-    write_squares(folder, "validation", 2, 1)
-    return folder
 
 
 def test_a_run_learns_judges_and_writes_its_files(squares, tmp_path, monkeypatch):
