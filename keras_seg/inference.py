@@ -7,6 +7,7 @@ precision="bfloat16" (`bfloat16.py`) maps and weights are rounded to 8 significa
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -43,12 +44,12 @@ class Fused(layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """x: [B, H, W, C]. Returns [B, h, w, filters]."""
-        layer, (kernel, bias) = self.convolution, fold(self.convolution, self.normalization)
-        if self.by_winograd:
-            return winograd.convolve(x, kernel, bias, padding=layer.padding, activation=self.activation)
-        options = {"padding": layer.padding, "dilation_rate": layer.dilation_rate}
-        y = keras.ops.conv(x, kernel, layer.strides, data_format="channels_last", **options)
-        return self.activation(y if bias is None else tf.nn.bias_add(y, bias))
+        layer, norm = self.convolution, self.normalization
+        geometry = layer.strides, layer.padding, layer.dilation_rate
+        how = self.activation, self.by_winograd, *geometry
+        if norm is None:
+            return _convolve(x, *fold(layer, None), *how)
+        return _fold_and_convolve(x, _kernel_and_bias(layer), _moments(norm), norm.epsilon, *how)
 
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return self.convolution.compute_output_shape(shape)
@@ -195,15 +196,64 @@ def is_plain_3x3(layer: layers.Conv2D) -> bool:
 
 def fold(layer: layers.Layer, normalization: layers.Layer | None) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Kernel and bias of a convolution, with the affine map in them that a normalisation with fixed statistics is."""
-    norm, kernel = normalization, tf.convert_to_tensor(layer.kernel)
-    bias = tf.convert_to_tensor(layer.bias) if layer.use_bias else None
-    if norm is None:
-        return kernel, bias
-    scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
-    scale = scale if norm.gamma is None else scale * norm.gamma
-    shift = (0 if bias is None else bias) - norm.moving_mean
-    of_kernel = scale[:, None] if isinstance(layer, layers.Conv2DTranspose) else scale  # [kh, kw, filters, C]
-    return kernel * of_kernel, shift * scale + (0 if norm.beta is None else norm.beta)
+    if normalization is None:
+        return _kernel_and_bias(layer)
+    transposed = isinstance(layer, layers.Conv2DTranspose)  # kernel [kh, kw, filters, C]
+    return _fold(_kernel_and_bias(layer), _moments(normalization), normalization.epsilon, transposed)
+
+
+def _kernel_and_bias(layer: layers.Layer) -> tuple[tf.Tensor, tf.Tensor | None]:
+    return tf.convert_to_tensor(layer.kernel), tf.convert_to_tensor(layer.bias) if layer.use_bias else None
+
+
+def _moments(norm: layers.Layer) -> tuple[tf.Tensor | None, ...]:
+    """Mean, variance, scale and shift of a normalisation."""
+    parts = norm.moving_mean, norm.moving_variance, norm.gamma, norm.beta
+    return tuple(None if part is None else tf.convert_to_tensor(part) for part in parts)
+
+
+def _fold(
+    weights: tuple[tf.Tensor, tf.Tensor | None],
+    moments: tuple[tf.Tensor | None, ...],
+    epsilon: float,
+    transposed: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    (kernel, bias), (mean, variance, gamma, beta) = weights, moments
+    scale = tf.math.rsqrt(variance + epsilon)
+    scale = scale if gamma is None else scale * gamma
+    shift = (0 if bias is None else bias) - mean
+    kernel *= scale[:, None] if transposed else scale
+    return kernel, shift * scale + (0 if beta is None else beta)
+
+
+# A function of its own, which TensorFlow begins when the map is there. It would else fold all of a model's kernels at the
+# start and keep a second set of them: 450 MB of a ResNeXt-101.
+@functools.partial(tf.function, autograph=False, experimental_attributes={"_noinline": True})
+def _fold_and_convolve(
+    x: tf.Tensor,
+    weights: tuple[tf.Tensor, tf.Tensor | None],
+    moments: tuple[tf.Tensor | None, ...],
+    epsilon: float,
+    *how: Any,
+) -> tf.Tensor:
+    """how: of `_convolve`. Returns [B, h, w, filters]."""
+    return _convolve(x, *_fold(weights, moments, epsilon), *how)
+
+
+def _convolve(
+    x: tf.Tensor,
+    kernel: tf.Tensor,
+    bias: tf.Tensor | None,
+    activation: Callable[[tf.Tensor], tf.Tensor],
+    by_winograd: bool,
+    strides: tuple[int, int],
+    padding: str,
+    dilation: tuple[int, int],
+) -> tf.Tensor:
+    if by_winograd:
+        return winograd.convolve(x, kernel, bias, padding=padding, activation=activation)
+    y = keras.ops.conv(x, kernel, strides, padding, "channels_last", dilation)
+    return activation(y if bias is None else tf.nn.bias_add(y, bias))
 
 
 def check_precision(precision: str) -> None:
