@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 DATA ?= ../shared/data
+# processes that the tests are spread over
+WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8)
@@ -20,7 +22,7 @@ install: .venv/installed
 	touch $@
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
