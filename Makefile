@@ -41,7 +41,7 @@ bench-data: install
 	$(BIN)/python benchmarks/coco_data.py
 	$(BIN)/python benchmarks/coco_data_start.py
 
-# The paper's claims that small data can show, on nuclei: 15 runs, about an hour on two quiet cores. Goes on where
+# The paper's claims that small data can show, on nuclei: 15 runs, about forty minutes on two quiet cores. Goes on where
 # it was stopped.
 claims: install
 	$(BIN)/python benchmarks/claims.py --data $(DATA)/nuclei

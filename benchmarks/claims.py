@@ -4,8 +4,8 @@ RoIAlign against RoIPool (He et al. 2017, Tables 2c and 2d), a convolutional mas
 sigmoid for each class against a softmax over the classes (Table 2b): mask AP on the validation part, the same budget for
 all, three seeds each, by the recipe `claims.yaml`. Whatever comes out is reported.
 
-Every run that is finished is stored; another call goes on, in the middle of a run too. 15 runs of some four minutes on two
-quiet cores: about an hour.
+Every run that is finished is stored; another call goes on, in the middle of a run too. 15 runs of two to three minutes on two
+quiet cores: about forty minutes.
 """
 
 from __future__ import annotations
