@@ -1,0 +1,89 @@
+// Builds the page into dist/ (or the folder given): `node build.mjs [FOLDER] [--standalone]`.
+//
+// dist/ holds the page, LiteRT's runtime from node_modules and the models of models/ (add_model.py). With --standalone it holds one
+// keras_seg.html instead, with everything inside, which opens without a server.
+
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+import { buildSync } from "esbuild";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const standalone = process.argv.includes("--standalone");
+const [folder = join(here, "dist")] = process.argv.slice(2).filter((argument) => !argument.startsWith("--"));
+const models = join(here, "models");
+const runtime = join(here, "node_modules", "@litertjs", "core");
+
+const POLICY = {
+  "default-src": "'none'",
+  "script-src": standalone ? "'unsafe-inline' 'wasm-unsafe-eval' blob:" : "'self' 'wasm-unsafe-eval' blob:",
+  "worker-src": "blob:",
+  "connect-src": standalone ? "'none'" : "'self'",
+  "img-src": "blob: data:",
+  "style-src": standalone ? "'unsafe-inline'" : "'self'",
+};
+
+if (!existsSync(join(models, "models.json"))) fail("there is no model yet: run add_model.py first (README.md)");
+if (!existsSync(runtime)) fail("the runtime is not installed: run `npm ci` in export/browser first");
+
+const bundle = (name) =>
+  buildSync({
+    entryPoints: [join(here, "src", name)],
+    bundle: true,
+    minify: true,
+    write: false,
+    format: "iife",
+    target: "es2022",
+    legalComments: "inline",
+    logLevel: "warning",
+  }).outputFiles[0].text;
+
+const runtimes = standalone
+  ? ["litert_wasm_compat_internal"]
+  : ["litert_wasm_compat_internal", "litert_wasm_internal", "litert_wasm_threaded_internal"];
+const entries = JSON.parse(readFileSync(join(models, "models.json")));
+const assets = {
+  "worker.js": bundle("worker.js"),
+  "models.json": readFileSync(join(models, "models.json")),
+};
+for (const name of runtimes.flatMap((runtime) => [`${runtime}.js`, `${runtime}.wasm`])) {
+  assets[name] = readFileSync(join(runtime, "wasm", name));
+}
+for (const name of entries.flatMap(({ file, example }) => [file, example?.file]).filter(Boolean)) {
+  assets[name] = readFileSync(join(models, name));
+}
+
+const page = bundle("main.js");
+const style = readFileSync(join(here, "style.css"), "utf8");
+const fields = {
+  policy: Object.entries(POLICY).map((pair) => pair.join(" ")).join("; "),
+  style: standalone ? `<style>${style}</style>` : '<link rel="stylesheet" href="style.css" />',
+  scripts: standalone ? inside(assets) + inline(page) : '<script src="main.js" defer></script>',
+};
+const html = readFileSync(join(here, "index.html"), "utf8")
+  .replace("<html ", `<html data-runtimes="${runtimes.join(" ")}" `)
+  .replace(/\{\{(\w+)\}\}/g, (_, name) => fields[name]);
+
+rmSync(folder, { recursive: true, force: true });
+mkdirSync(folder, { recursive: true });
+const files = standalone ? { "keras_seg.html": html } : { ...assets, "index.html": html, "main.js": page, "style.css": style };
+for (const [name, content] of Object.entries(files)) writeFileSync(join(folder, name), content);
+for (const [name, content] of Object.entries(files)) {
+  console.log(`${(Buffer.byteLength(content) / 1e6).toFixed(2).padStart(8)} MB  ${join(folder, name)}`);
+}
+
+function inside(assets) {
+  const tag = ([name, content]) =>
+    `<script type="application/octet-stream" id="asset:${name}">${Buffer.from(content).toString("base64")}</script>\n`;
+  return Object.entries(assets).map(tag).join("");
+}
+
+function inline(script) {
+  return `<script>${script.replaceAll("</script", "<\\/script")}</script>`;
+}
+
+function fail(message) {
+  console.error(`build: ${message}`);
+  process.exit(1);
+}

@@ -1,0 +1,3 @@
+export async function runDetector() {
+  throw new Error("not there yet");
+}
