@@ -22,7 +22,7 @@ from keras_seg.data.images import read_stack
 MODELS = Path(__file__).resolve().parent / "models"
 INDEX = "models.json"
 OUTPUT_TILE = 512  # pixels a side of what one pass of a U-Net gives
-INPUT_SIDE = 256  # of a detector whose images are not resized to a shorter side
+WINDOW = 256  # pixels a side of an image that a detector whose images are enlarged by a factor sees at once
 VERSIONS = 7  # symmetries of the square; the page offers their mean where the model's own is more than one
 THRESHOLDS = {"unet": 0.5, "detector": 0.5}
 
@@ -48,7 +48,8 @@ def describe(
     return common | {
         "kind": "detector",
         "convention": model.convention,
-        "tiled": model.scale is not None,
+        "scale": model.scale,
+        "fill": [round(value) for value in model.get_config()["pixel_mean"]],
         "threshold": THRESHOLDS["detector"],
     }
 
@@ -59,7 +60,8 @@ def input_size(model: Any, height: int | None, width: int | None) -> tuple[int, 
         border = 2 * overlap_tile.border_of(model)
         side = model.legal_sizes(OUTPUT_TILE + border)[1]
     else:
-        side = INPUT_SIDE if model.scale is not None else model.short_side
+        side = round(WINDOW * model.scale) if model.scale is not None else model.short_side
+        side = -(-side // model.size_divisor) * model.size_divisor
     return height or side, width or side
 
 

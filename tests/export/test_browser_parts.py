@@ -1,0 +1,320 @@
+"""The browser page's arithmetic, run by Node, against the library's: tiles, resizing, masks, objects, files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_seg import overlap_tile, visualize
+from keras_seg.data.resize import resize
+from keras_seg.ops import masks as mask_ops
+from keras_seg.segment import instances
+
+SCRIPT = Path(__file__).resolve().parents[2] / "export" / "browser" / "test" / "parts.mjs"
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node (Debian: apt install nodejs)")
+
+ARRAYS = {
+    "Uint8Array": np.uint8,
+    "Int32Array": np.int32,
+    "Float32Array": np.float32,
+    "Float64Array": np.float64,
+}
+ARRAYS["Uint8ClampedArray"] = np.uint8
+NAMES = {np.dtype(dtype): name for name, dtype in reversed(ARRAYS.items())}
+NAMES[np.dtype(np.uint8)] = "Uint8Array"
+
+
+def call(*calls):
+    """Results of [(module, function, arguments …), …]; arrays travel flat."""
+    message = json.dumps([[module, name, list(args)] for module, name, *args in calls], default=_encoded)
+    done = subprocess.run([NODE, SCRIPT], input=message, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout, object_hook=_decoded)
+
+
+def _encoded(value):
+    if isinstance(value, bytes):
+        return {"type": "ArrayBuffer", "base64": base64.b64encode(value).decode()}
+    if isinstance(value, np.ndarray):
+        return {"type": NAMES[value.dtype], "base64": base64.b64encode(value.tobytes()).decode()}
+    return value.item()
+
+
+def _decoded(value):
+    if set(value) != {"type", "base64"}:
+        return value
+    return np.frombuffer(base64.b64decode(value["base64"]), ARRAYS[value["type"]])
+
+
+def test_tiles_cover_an_axis_once_and_start_where_pooling_does():
+    cases = [
+        (length, tile, multiple)
+        for length in (1, 15, 16, 17, 100, 512)
+        for tile, multiple in ((16, 16), (36, 16), (388, 16))
+    ]
+    for (length, tile, multiple), spans in zip(
+        cases, call(*(("tiles", "spans", *case) for case in cases)), strict=True
+    ):
+        assert [start for start, _ in spans[1:]] == [stop for _, stop in spans[:-1]]
+        assert (spans[0][0], spans[-1][1]) == (0, length)
+        assert all(start % multiple == 0 and 0 < stop - start <= tile for start, stop in spans)
+
+
+def test_borders_are_mirrored_as_numpy_reflects():
+    random = np.random.default_rng(0)
+    cases = []
+    for height, width, channels, border in ((7, 5, 1, 3), (3, 2, 3, 9), (1, 4, 1, 6), (9, 8, 3, 0)):
+        image = random.integers(0, 256, (height, width, channels), np.uint8)
+        cases.append((image, border))
+    results = call(
+        *(
+            ("tiles", "cut", image, {"height": len(image), "width": image.shape[1]}, -border, -border,
+             len(image) + 2 * border, image.shape[1] + 2 * border, image.shape[2])
+            for image, border in cases
+        )
+    )  # fmt: skip
+    for (image, border), tile in zip(cases, results, strict=True):
+        expected = np.pad(image, ((border, border), (border, border), (0, 0)), mode="reflect")
+        np.testing.assert_array_equal(tile.reshape(expected.shape), expected)
+
+
+def test_tiles_are_turned_as_in_the_library_and_back():
+    tile = np.random.default_rng(1).random((1, 6, 6, 2), np.float32)
+    turned = call(*(("tiles", "turn", tile, 6, 2, k) for k in range(8)))
+    back = call(*(("tiles", "turnBack", values, 6, 2, k) for k, values in enumerate(turned)))
+    for k in range(8):
+        np.testing.assert_array_equal(turned[k].reshape(6, 6, 2), overlap_tile.turn(tile, k)[0])
+        np.testing.assert_array_equal(back[k], tile.ravel())
+
+
+def test_objects_are_those_of_the_library_numbered_alike():
+    random = np.random.default_rng(2)
+    images = [random.random(shape, np.float32) for shape in ((1, 1), (1, 9), (9, 1), (40, 31), (64, 64))]
+    # spirals and combs: components that meet late
+    comb = np.zeros((9, 12), np.float32)
+    comb[:, ::2], comb[-1] = 0.9, 0.9
+    images += [comb, comb[::-1].copy(), np.kron(random.random((8, 8)), np.ones((5, 5))).astype(np.float32)]
+    calls = [("components", "components", i, i.shape[1], i.shape[0], t) for i in images for t in (0.3, 0.5)]
+    results = iter(call(*calls))
+    for image in images:
+        for threshold in (0.3, 0.5):
+            expected, found = instances(image, threshold), next(results)
+            np.testing.assert_array_equal(found["labels"].reshape(image.shape), expected)
+            assert found["count"] == expected.max()
+
+
+@pytest.mark.parametrize("convention", ["detectron2", "torchvision"])
+def test_masks_are_pasted_as_in_the_library(convention):
+    random = np.random.default_rng(3)
+    sides = {"height": 50, "width": 70}
+    boxes = np.concatenate([random.uniform(-20, 60, (60, 2)), random.uniform(0, 60, (60, 2))], 1).astype(
+        np.float32
+    )
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[-4:] = [(5, 5, 5, 9), (8, 8, 4, 4), (np.nan, 1, 5, 5), (0, 0, 70, 50)]
+    masks = random.random((60, 14, 14), np.float32)
+    masks[0, 3, 4] = np.nan
+    calls = [
+        ("masks", "pasteWindow", m, 14, box, sides, convention, 0.5)
+        for m, box in zip(masks, boxes, strict=True)
+    ]
+    pasted = np.zeros((60, 50, 70), bool)
+    windows = call(*calls)
+    for target, w in zip(pasted, windows, strict=True):
+        inside = w["inside"].reshape(w["height"], w["width"])
+        target[w["top"] : w["top"] + w["height"], w["left"] : w["left"] + w["width"]] = inside
+    expected = mask_ops.paste(masks, boxes, (50, 70), 0.5, convention)
+    assert expected.sum() > 5000
+    np.testing.assert_array_equal(pasted, expected)
+
+    runs = call(*(("masks", "runLengths", w | {"inside": w["inside"]}, sides) for w in windows))
+    for mask, rle in zip(expected, runs, strict=True):
+        values = np.repeat(np.arange(len(rle["counts"])) % 2, rle["counts"])
+        assert rle["size"] == [50, 70]
+        np.testing.assert_array_equal(values.reshape(70, 50).T, mask)
+
+
+@pytest.mark.parametrize("convention", ["detectron2", "torchvision"])
+def test_images_are_resized_as_in_the_library(convention):
+    random = np.random.default_rng(4)
+    cases = [
+        ((20, 30), (30, 45)),
+        ((21, 33), (32, 50)),
+        ((64, 48), (32, 24)),
+        ((91, 60), (30, 20)),
+        ((1, 3), (2, 5)),
+        ((7, 7), (7, 7)),
+    ]
+    images = [random.integers(0, 256, (*before, 3), np.uint8) for before, _ in cases]
+    sides = [[dict(zip(("height", "width"), size, strict=True)) for size in case] for case in cases]
+    calls = [
+        ("resize", "resize", image, *pair, convention) for image, pair in zip(images, sides, strict=True)
+    ]
+    for image, (_, after), found in zip(images, cases, call(*calls), strict=True):
+        expected = resize(image, after, convention)
+        if convention == "detectron2":
+            np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+        else:  # the page rounds to 8 bits, the library does not
+            assert np.abs(found.reshape(expected.shape) - expected).max() <= 0.5 + 1e-4
+
+
+def test_a_scaled_side_is_rounded_as_in_python():
+    lengths = list(range(1, 40))
+    calls = [("detector", "resizedSize", {"height": n, "width": n}, {}, {"scale": 1.5}) for n in lengths]
+    assert [size["height"] for size in call(*calls)] == [round(n * 1.5) for n in lengths]
+
+
+def test_an_image_of_another_shape_is_made_to_fit():
+    window = {"height": 300, "width": 400}
+    (wide, tall, small) = call(
+        ("detector", "resizedSize", {"height": 100, "width": 1000}, window, {}),
+        ("detector", "resizedSize", {"height": 900, "width": 600}, window, {}),
+        ("detector", "resizedSize", {"height": 30, "width": 40}, window, {}),
+    )
+    assert wide == {"height": 40, "width": 400}
+    assert tall == {"height": 300, "width": 200}
+    assert small == {"height": 300, "width": 400}
+
+
+def test_windows_reach_from_end_to_end_and_overlap_by_a_quarter():
+    lengths = [1, 383, 384, 385, 480, 672, 673, 1000, 3000]
+    for length, starts in zip(lengths, call(*(("detector", "starts", n, 384) for n in lengths)), strict=True):
+        assert starts[0] == 0
+        assert starts[-1] == max(0, length - 384)
+        assert all(b - a <= 0.75 * 384 + 1 for a, b in itertools.pairwise(starts))
+        assert len(starts) == 1 or length > 384
+
+
+def test_an_object_seen_twice_is_kept_once():
+    def found(box, score, cut=False, kind=0):
+        return {"box": box, "score": score, "class": kind, "cut": cut}
+
+    whole, shifted = found([10, 10, 30, 30], 0.8), found([11, 10, 31, 30], 0.7)
+    part = found([10, 10, 20, 30], 0.99, cut=True)  # of `whole`: inside it, though less than half of it
+    other_class, apart = found([10, 10, 30, 30], 0.6, kind=1), found([40, 10, 60, 30], 0.9)
+    lonely = found(
+        [0, 50, 5, 60], 0.5, cut=True
+    )  # cut in every window, as what is larger than the overlap is
+    (kept,) = call(("detector", "withoutDoubles", [part, shifted, whole, other_class, lonely, apart]))
+    assert kept == [apart, whole, other_class, lonely]
+
+
+def test_numbers_are_saved_as_numpy_reads_them():
+    values = np.random.default_rng(5).random((3, 4, 2), np.float32)
+    (file,) = call(("npy", "npy", values, [3, 4, 2]))
+    np.testing.assert_array_equal(np.load(io.BytesIO(file.tobytes())), values)
+
+
+def test_objects_have_the_colours_that_they_have_in_python():
+    found = np.array(call(*(("overlay", "colour", k) for k in range(1, 44))))
+    assert (
+        np.abs(found - visualize.colours(np.arange(1, 44)).astype(int)).max() <= 1
+    )  # halves are rounded otherwise
+
+
+def test_of_overlapping_objects_the_better_one_is_drawn():
+    windows = [
+        {"top": 0, "left": 0, "height": 2, "width": 2, "inside": np.uint8([1, 1, 0, 1])},
+        {"top": 0, "left": 1, "height": 2, "width": 2, "inside": np.uint8([1, 1, 1, 1])},
+    ]
+    (labels,) = call(("overlay", "labelsOfWindows", windows, 3, 2))
+    np.testing.assert_array_equal(labels.reshape(2, 3), [[1, 1, 2], [0, 1, 2]])
+
+
+def test_grey_is_luma_and_grey_images_keep_their_values():
+    rgba = np.uint8([[10, 10, 10, 255], [255, 0, 0, 255], [0, 255, 0, 0], [1, 2, 3, 9]])
+    grey, colours = call(
+        *(("channels", "channelsOf", rgba, channels, {"constructor": "Uint8Array"}) for channels in (1, 3))
+    )
+    np.testing.assert_array_equal(grey, [10, 76, 150, 2])
+    np.testing.assert_array_equal(colours, rgba[:, :3].ravel())
+
+
+# -- TIFF ------------------------------------------------------------------------------------------------------
+
+
+def _tiff(array, mode=None, **options):
+    file = io.BytesIO()
+    Image.fromarray(array, mode).save(file, "TIFF", **options)
+    return file.getvalue()
+
+
+def test_tiff_files_are_read_as_pillow_reads_them():
+    random = np.random.default_rng(6)
+    grey, colour = random.integers(0, 256, (13, 9), np.uint8), random.integers(0, 256, (5, 7, 3), np.uint8)
+    flat = np.repeat(np.uint8([[3, 200]]), [5, 300], axis=1).repeat(4, axis=0)  # long runs
+    deep = random.integers(0, 65536, (6, 4), np.uint16)
+    files = [_tiff(grey), _tiff(colour), _tiff(flat, compression="packbits"), _tiff(deep)]
+    files.append(_big_endian(deep))
+    expected = [np.repeat(grey[..., None], 3, 2), colour, np.repeat(flat[..., None], 3, 2)]
+    expected += 2 * [np.repeat(np.rint(deep * (255 / 65535)).astype(np.uint8)[..., None], 3, 2)]
+    results = call(*(("tiff", "decodeTiff", file) for file in files))
+    for found, pixels in zip(results, expected, strict=True):
+        assert (found["height"], found["width"]) == pixels.shape[:2]
+        rgba = found["rgba"].reshape(*pixels.shape[:2], 4)
+        np.testing.assert_array_equal(rgba[..., :3], pixels)
+        assert (rgba[..., 3] == 255).all()
+
+
+def _big_endian(deep):
+    """A TIFF file worked out by hand: header, one directory of 8 entries, pixels."""
+    entries = [
+        (256, deep.shape[1]),
+        (257, deep.shape[0]),
+        (258, 16),
+        (259, 1),
+        (262, 1),
+        (273, 110),
+        (278, deep.shape[0]),
+    ]
+    entries.append((279, deep.nbytes))
+    directory = b"".join(
+        tag.to_bytes(2, "big") + (4).to_bytes(2, "big") + (1).to_bytes(4, "big") + value.to_bytes(4, "big")
+        for tag, value in entries
+    )
+    head = b"MM\0*" + (8).to_bytes(4, "big") + len(entries).to_bytes(2, "big") + directory + bytes(4)
+    assert len(head) == 110
+    return head + deep.astype(">u2").tobytes()
+
+
+def test_tiff_files_that_are_not_read_say_why():
+    random = np.random.default_rng(7)
+    grey = random.integers(0, 256, (30, 20), np.uint8)
+    cases = [
+        (_tiff(grey, compression="tiff_lzw"), "compressed"),
+        (_tiff(grey.astype(np.float32)), "8 or 16 bits"),
+        (_tiff(grey, "L")[:300], "damaged|cut off"),
+        (b"II*\0" + (10**6).to_bytes(4, "little"), "damaged"),
+        (_tiff(grey > 99), "8 or 16 bits"),
+    ]
+    for (_, words), found in zip(
+        cases, call(*(("tiff", "decodeTiff", file) for file, _ in cases)), strict=True
+    ):
+        assert any(word in found["error"] for word in words.split("|")), found
+
+
+def test_damaged_tiff_files_never_end_the_page():
+    """Random changes of a good file: either pixels or a message."""
+    random = np.random.default_rng(8)
+    good = bytearray(_tiff(random.integers(0, 256, (8, 6), np.uint8), compression="packbits"))
+    files = []
+    for _ in range(300):
+        file = bytearray(good[: random.integers(8, len(good) + 1)] if random.random() < 0.3 else good)
+        for place in random.integers(4, len(file), 3):
+            file[place] = random.integers(256)
+        files.append(bytes(file))
+    for found in call(*(("tiff", "decodeTiff", file) for file in files)):
+        if "error" in found:
+            assert "TIFF" in found["error"], found
+        else:
+            assert found["rgba"].size == 4 * found["width"] * found["height"]
