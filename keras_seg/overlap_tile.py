@@ -90,10 +90,7 @@ class Tiles:
         # Scaled along with the image's extremes, since a tile may be constant where the image is not.
         values = to_float(np.concatenate((extremes, tile.ravel())), self.value_range)
         tile = values[len(extremes) :].reshape(tile.shape)
-        channels = self.model.input_channels
-        if tile.shape[-1] == channels:
-            return tile
-        return tile @ LUMA if channels == 1 else np.repeat(tile, channels, axis=-1)
+        return match_channels(tile, self.model.input_channels)
 
 
 def tiles(
@@ -125,6 +122,13 @@ def tiles(
     return Tiles(
         model, stack, extremes, value_range, (height, width), rows, columns, rotations, batch_size, precision
     )
+
+
+def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """float32 [H, W, C] with as many channels as a model takes: colours become grey, grey is repeated."""
+    if image.shape[-1] == channels:
+        return image
+    return image @ LUMA if channels == 1 else np.repeat(image, channels, axis=-1)
 
 
 def border_of(model: UNet) -> int:
@@ -227,12 +231,12 @@ def _compiled(model: UNet, precision: str = "float32") -> Callable[[np.ndarray],
 
     calls = _COMPILED.setdefault(model, {})
     if precision not in calls:
-        call = Compiled(_without_surplus(model), precision)  # keeps the layers alive, not the model
+        call = Compiled(without_surplus(model), precision)  # keeps the layers alive, not the model
         calls[precision] = lambda tiles: call(np.ascontiguousarray(tiles)).numpy()
     return calls[precision]
 
 
-def _without_surplus(model: UNet) -> keras.Model:
+def without_surplus(model: UNet) -> keras.Model:
     """A U-Net with "same" padding that expands the tile alone, without the context around it.
 
     The context is for the contracting path. On the way up, what two convolutions can reach suffices at each level: maps are

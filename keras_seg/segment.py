@@ -168,14 +168,18 @@ def instances(probability: np.ndarray, threshold: float = 0.5) -> np.ndarray:
 
 
 def _as_stack(image: Any, model: UNet) -> tuple[np.ndarray, bool, str]:
-    """([N, H, W, C], whether it was given as a stack, its name in messages)."""
+    if not hasattr(model, "legal_sizes"):
+        raise TypeError(f"segment: takes a U-Net of keras_seg.models.unet, got {type(model).__name__}")
+    return as_stack(image, model.input_channels)
+
+
+def as_stack(image: Any, channels: int) -> tuple[np.ndarray, bool, str]:
+    """An image as `segment` takes it, for a U-Net of so many channels: ([N, H, W, C], whether it was given as a stack, its
+    name in messages)."""
     from PIL import Image
 
     from keras_seg.data.images import read_stack
 
-    if not hasattr(model, "legal_sizes"):
-        raise TypeError(f"segment: takes a U-Net of keras_seg.models.unet, got {type(model).__name__}")
-    channels = model.input_channels
     if isinstance(image, (str, Path)):
         stack, name = read_stack(image), str(image)
         stack = stack[..., None] if stack.ndim == 3 else stack

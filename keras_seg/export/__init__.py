@@ -1,5 +1,6 @@
 """Models in the formats in which they are deployed."""
 
+from keras_seg.export.loaded import load
 from keras_seg.export.saved_model import saved_model
 
-__all__ = ["saved_model"]
+__all__ = ["load", "saved_model"]

@@ -1,55 +1,121 @@
-"""A U-Net as a TensorFlow SavedModel, for TensorFlow Serving, C++ or `tf.saved_model.load`."""
+"""A model as a TensorFlow SavedModel, for TensorFlow Serving, C++ or `tf.saved_model.load`: stock operators alone."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_seg.export import detection_graph, metadata, tile_graph
+from keras_seg.ops.roi_align import portable
+
 if TYPE_CHECKING:
+    from keras_seg.models.mask_rcnn import MaskRCNN
     from keras_seg.models.unet import UNet
 
 # Of the largest probability of the sample: the two graphs hold the same operations, up to the order of sums.
 TOLERANCE = 1e-5
+# Pixels of an image that a network sees at most, by default.
+MOST_SEEN = 2**24
 
 
-def saved_model(model: UNet, path: str | Path, *, overwrite: bool = False) -> Path:
+def saved_model(
+    model: UNet | MaskRCNN,
+    path: str | Path,
+    *,
+    masks: str = "probabilities",
+    most_pixels: int | None = None,
+    winograd: bool = True,
+    overwrite: bool = False,
+) -> Path:
     """Write a SavedModel, load it back and compare the two, then put it in place.
 
-    Its signature "serving_default" takes {"image": float32 [B, H, W, C], 0-255} and returns {"probabilities":
-    float32 [B, h, w, K]}. Batch and size are free; a size that is not legal for the network is an
-    InvalidArgumentError that names the legal ones. Mirrored borders, tiles and rotations are `segment`'s, not
-    the model's.
+    B images of H x W pixels, N = `model.detections`, K classes, P keypoints, m cells of a mask (28; 14 for structure "c4").
+
+    A detector's signature "serving_default" takes {"images": uint8 [B, H, W, 3]}, RGB, any number of any size;
+    "encoded_images" {"image_bytes": string [B]}, JPEG or PNG files of any sizes, each upright as it is stored. Both return, by
+    falling score, zero beyond `num_detections`, as `keras_seg.segment` finds it, from `model.score_threshold` on:
+
+        num_detections  int32 [B]
+        boxes           float32 [B, N, 4], x1, y1, x2, y2 in pixels of the given image
+        scores          float32 [B, N]
+        classes         int32 [B, N], from 0
+        masks           with the mask branch: float32 [B, N, m, m], probabilities over the box; or see `masks`
+        keypoints       with the keypoint branch: float32 [B, N, P, 3] of x, y (pixels), score
+        image_sizes     int32 [B, 2], height and width of each given image
+
+    A detector with rpn_only gives its proposals so, all of class 0.
+
+    A U-Net's signatures return {"probabilities": float32 [B, H, W, K]}, what `keras_seg.segment` gives: tiles, mirrored borders
+    and the model's own `rotations` are in the graph. "serving_default" takes {"images": uint8 [B, H, W, C]}, "float_images"
+    {"images": float32 [B, H, W, C], 0-255}, "encoded_images" (of grey and RGB models) files of one size.
+
+    `assets/keras_seg.json` says what the model is (`metadata.describe`).
 
     Args:
-        model: a U-Net (`zoo.load` or `models.unet`).
+        model: of `zoo.load`, `models.unet` or `models.mask_rcnn`.
         path: the folder to write, which for TensorFlow Serving ends in a version number ("serving/unet/1").
+        masks: "probabilities"; "pasted": uint8 [B, N, H, W], 1 inside (H, W of the largest image of the request); "bits":
+            uint8 [B, N, ceil(H * W / 8)], the same in COCO's order, column by column, 8 pixels a byte as `numpy.packbits`
+            has them, of which an image has its own H and W.
+        most_pixels: an image of more is refused by the graph, before it is decoded. None: 2**24, or with `model.scale` so
+            many that the network sees 2**24.
+        winograd: 3x3 convolutions by Winograd's filtering: faster on processors. False for a server with a GPU.
         overwrite: replace a SavedModel at `path`.
 
     Returns: the path. Until it is complete, nothing of it is there.
 
     Raises:
-        TypeError: the model is no U-Net.
+        TypeError: another model.
+        ValueError: an unknown option, or `masks` of a model without them.
         FileExistsError: `path` is a file, or a folder that is not empty (with overwrite: no SavedModel).
-        RuntimeError: the reloaded model gives other numbers, by more than 1e-5 of the largest one.
+        RuntimeError: the reloaded model gives other numbers, by more than 1e-5 of the largest one; or weights that are not
+            finite.
     """
-    if not hasattr(model, "legal_sizes"):
-        raise TypeError(f"saved_model: takes a U-Net of keras_seg.models.unet, got {type(model).__name__}")
+    is_unet = hasattr(model, "legal_sizes")
+    if not is_unet and not hasattr(model, "short_side"):
+        raise TypeError(
+            f"saved_model: takes a U-Net of keras_seg.models.unet or a detector of keras_seg.models.mask_rcnn, got "
+            f"{type(model).__name__}"
+        )
+    _check_options(model, masks, most_pixels, is_unet)
+    if most_pixels is None:
+        scale = getattr(model, "scale", None) or 1.0
+        most_pixels = int(MOST_SEEN / scale**2)
     path = Path(path)
     _check_free(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with portable():
+        if is_unet:
+            signatures = tile_graph.signatures(model, most_pixels, winograd=winograd)
+            more = {}
+        else:
+            signatures = detection_graph.signatures(model, masks, most_pixels, winograd=winograd)
+            more = {"masks": masks if model.masks else None, "convention": model.convention}
+    outputs = signatures["serving_default"].structured_outputs
+    about = metadata.describe(model, outputs, most_pixels=most_pixels, signatures=sorted(signatures), **more)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         fresh, former = Path(folder, "fresh"), Path(folder, "former")
-        _write(model, fresh)
+        _write(signatures, about, fresh)
         _check_same(model, fresh)
         if path.exists():
             path.rename(former)
         fresh.rename(path)
     return path
+
+
+def _check_options(model: UNet | MaskRCNN, masks: str, most_pixels: int | None, is_unet: bool) -> None:
+    if masks not in detection_graph.MASKS:
+        allowed = ", ".join(map(repr, detection_graph.MASKS))
+        raise ValueError(f"saved_model: masks must be one of {allowed}, got {masks!r}")
+    if masks != "probabilities" and (is_unet or not model.masks):
+        raise ValueError(f"saved_model: masks={masks!r}, but {model.name} has no mask branch")
+    if most_pixels is not None and not (isinstance(most_pixels, int) and most_pixels >= 1):
+        raise ValueError(f"saved_model: most_pixels must be a positive integer, got {most_pixels!r}")
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -65,27 +131,37 @@ def _check_free(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path}: holds something else than a SavedModel, which is not overwritten")
 
 
-def _write(model: UNet, path: Path) -> None:
-    signature = tf.TensorSpec([None, None, None, model.input_channels], tf.float32, name="image")
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        lambda image: {"probabilities": model(image, training=False)},
-        input_signature=[signature],
-    )
-    archive.write_out(str(path), verbose=False)
+def _write(signatures: dict[str, tf.types.experimental.ConcreteFunction], about: dict, path: Path) -> None:
+    """The functions, the variables that they read, and what the model is."""
+    module = tf.Module()
+    captured = {id(v): v for function in signatures.values() for v in function.graph.variables}
+    module.weights = [*captured.values()]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, metadata.FILE)
+        file.write_text(json.dumps(about, indent=1))
+        module.about = tf.saved_model.Asset(str(file))
+        tf.saved_model.save(module, str(path), signatures=signatures)
 
 
-def _check_same(model: UNet, path: Path) -> None:
+def _check_same(model: UNet | MaskRCNN, path: Path) -> None:
+    """The reloaded model against the Keras model."""
+    broken = [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()]
+    if broken:
+        raise RuntimeError(
+            f"saved_model: {model.name} has weights that are NaN or infinite, in {', '.join(broken[:3])}"
+            f"{' and more' if len(broken) > 3 else ''}; nothing was written"
+        )
     reloaded = tf.saved_model.load(str(path)).signatures["serving_default"]
+    if not hasattr(model, "legal_sizes"):
+        return
+    from keras_seg.segment import segment
+
     random = np.random.default_rng(0)
-    # two legal sizes, not square, more than one image
-    small = model.legal_sizes(1)[1]
-    for height, width in ((small, small + 2**model.depth), (small + 3 * 2**model.depth, small)):
-        images = random.uniform(0, 255, (2, height, width, model.input_channels)).astype(np.float32)
-        expected = model(images, training=False).numpy()
-        difference = np.abs(reloaded(image=images)["probabilities"].numpy() - expected).max()
+    tile = model.legal_sizes(1)[1]
+    for height, width in ((tile, tile + 3), (tile + 2, tile)):
+        images = random.integers(0, 256, (1, height, width, model.input_channels), np.uint8)
+        expected = segment(model, images)
+        difference = np.abs(reloaded(images=tf.constant(images))["probabilities"].numpy() - expected).max()
         if not difference <= TOLERANCE * expected.max():
             raise RuntimeError(
                 f"saved_model: the reloaded model differs from the Keras model by {difference:g} on images "

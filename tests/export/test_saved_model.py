@@ -1,18 +1,25 @@
-"""`export.saved_model`: the same numbers, at any legal size, and never a half-written folder."""
+"""`export.saved_model`: the numbers of `segment`, for images of any size, and never a half-written folder."""
 
 from __future__ import annotations
+
+import io
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from keras_seg.export import saved_model
+import keras_seg
+from keras_seg.export import load, saved_model
 from keras_seg.models.unet import unet
 
 
 @pytest.fixture(scope="module")
 def model():
-    return unet(2, 3, depth=2, base_channels=2, padding="same", normalization="batch")
+    return unet(
+        3, 2, depth=2, base_channels=2, padding="same", normalization="batch", rotations=7, tile=16,
+        class_names=["outside", "inside"], name="small",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -20,36 +27,60 @@ def exported(model, tmp_path_factory):
     return saved_model(model, tmp_path_factory.mktemp("serving") / "unet" / "1")
 
 
-def serve(path):
-    return tf.saved_model.load(str(path)).signatures["serving_default"]
+def serve(path, signature="serving_default"):
+    return tf.saved_model.load(str(path)).signatures[signature]
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 12), (3, 64, 32)])
-def test_same_numbers_at_any_size(model, exported, shape):
-    image = np.random.default_rng(1).uniform(0, 255, (*shape, 2)).astype(np.float32)
-    output = serve(exported)(image=tf.constant(image))
+def pictures(*shape, seed=1):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def file_of(image, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 12), (2, 33, 50), (1, 3, 70)])
+def test_the_numbers_of_segment_at_any_size(model, exported, shape):
+    images = pictures(*shape, 3)
+    output = serve(exported)(images=tf.constant(images))
     assert list(output) == ["probabilities"]
-    np.testing.assert_allclose(output["probabilities"], model(image), atol=1e-5)
+    np.testing.assert_allclose(output["probabilities"], keras_seg.segment(model, images), atol=1e-6)
 
 
-def test_a_valid_network_too(tmp_path):
-    model = unet(depth=1, base_channels=2)
-    image = np.random.default_rng(1).uniform(0, 255, (1, 40, 60, 1)).astype(np.float32)
-    output = serve(saved_model(model, tmp_path / "1"))(image=tf.constant(image))["probabilities"]
-    assert output.shape == (1, model.output_size(40), model.output_size(60), 2)
-    np.testing.assert_allclose(output, model(image), atol=1e-5)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"padding": "valid", "rotations": 8},
+        {"padding": "valid", "depth": 3, "tile": 12},
+        {"padding": "same", "normalization": "group", "activation": "sigmoid"},
+    ],
+)
+def test_other_networks_too(tmp_path, arguments):
+    model = unet(**{"depth": 1, "base_channels": 2, **arguments})
+    images = pictures(1, 40, 61, 1)
+    output = serve(saved_model(model, tmp_path / "1"))(images=tf.constant(images))["probabilities"]
+    np.testing.assert_allclose(output, keras_seg.segment(model, images), atol=1e-6)
 
 
-def test_signature(exported):
-    signature = serve(exported)
-    (spec,) = signature.structured_input_signature[1].values()
-    assert (spec.name, spec.dtype, spec.shape.as_list()) == ("image", tf.float32, [None, None, None, 2])
-    assert signature.structured_outputs["probabilities"].dtype == tf.float32
+def test_float_images(model, exported):
+    images = pictures(1, 9, 20, 3).astype(np.float32) / 3
+    output = serve(exported, "float_images")(images=tf.constant(images))["probabilities"]
+    np.testing.assert_allclose(output, keras_seg.segment(model, images), atol=1e-6)
+    for wrong in (np.nan, -1, 256):
+        images[0, 0, 0, 0] = wrong
+        with pytest.raises(tf.errors.InvalidArgumentError, match="images: must be 0-255 and not NaN"):
+            serve(exported, "float_images")(images=tf.constant(images))
 
 
-def test_an_illegal_size_is_refused_by_the_exported_graph(exported):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="illegal tile"):
-        serve(exported)(image=tf.zeros([1, 10, 12, 2]))
+def test_signatures(exported):
+    signatures = tf.saved_model.load(str(exported)).signatures
+    assert {*signatures} == {"serving_default", "float_images", "encoded_images"}
+    (spec,) = signatures["serving_default"].structured_input_signature[1].values()
+    assert (spec.name, spec.dtype, spec.shape.as_list()) == ("images", tf.uint8, [None, None, None, 3])
+    output = signatures["serving_default"].structured_outputs["probabilities"]
+    assert (output.dtype, output.shape.as_list()) == (tf.float32, [None, None, None, 2])
 
 
 def test_the_folder_is_all_that_is_left_and_readable(exported):
@@ -62,8 +93,7 @@ def test_the_folder_is_all_that_is_left_and_readable(exported):
 
 def test_different_numbers_are_refused(model, tmp_path, monkeypatch):
     def other(path):
-        broken = unet(2, 3, depth=2, base_channels=2, padding="same")
-        result = lambda image: {"probabilities": broken(image)}
+        result = lambda images: {"probabilities": tf.fill([*images.shape[:3], 2], 0.5)}
         return type("Loaded", (), {"signatures": {"serving_default": result}})
 
     monkeypatch.setattr("tensorflow.saved_model.load", other)
@@ -77,7 +107,7 @@ def test_different_numbers_are_refused(model, tmp_path, monkeypatch):
 def test_weights_that_are_not_numbers_are_refused(tmp_path):
     model = unet(depth=1, base_channels=2, padding="same")
     model.get_layer("logits").bias.assign([np.nan, 0])
-    with pytest.raises(RuntimeError, match="by nan"):
+    with pytest.raises(RuntimeError, match="NaN or infinite, in logits/bias; nothing was written"):
         saved_model(model, tmp_path / "1")
     assert not list(tmp_path.iterdir())
 
@@ -88,11 +118,11 @@ def test_overwriting(model, tmp_path):
     saved_model(model, path)  # empty folders are taken
     with pytest.raises(FileExistsError, match="is not empty; give another path, or overwrite=True"):
         saved_model(model, path)
-    other = unet(2, 3, depth=1, base_channels=2, padding="same")
+    other = unet(3, 2, depth=1, base_channels=2, padding="same")
     saved_model(other, path, overwrite=True)
-    image = np.random.default_rng(1).uniform(0, 255, (1, 8, 8, 2)).astype(np.float32)
+    images = pictures(1, 8, 8, 3)
     np.testing.assert_allclose(
-        serve(path)(image=tf.constant(image))["probabilities"], other(image), atol=1e-5
+        serve(path)(images=tf.constant(images))["probabilities"], keras_seg.segment(other, images), atol=1e-6
     )
     assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
 
@@ -106,6 +136,69 @@ def test_other_folders_and_files_are_never_overwritten(model, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_other_models_are_refused(tmp_path):
-    with pytest.raises(TypeError, match="takes a U-Net of keras_seg.models.unet, got str"):
+def test_other_models_and_options_are_refused(model, tmp_path):
+    with pytest.raises(
+        TypeError, match="takes a U-Net of keras_seg.models.unet or a detector of .*, got str"
+    ):
         saved_model("unet", tmp_path / "1")
+    for options, message in (
+        ({"masks": "rle"}, "masks must be one of 'probabilities', 'pasted', 'bits', got 'rle'"),
+        ({"masks": "pasted"}, "masks='pasted', but small has no mask branch"),
+        ({"most_pixels": 0}, "most_pixels must be a positive integer, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            saved_model(model, tmp_path / "1", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_images(model, exported):
+    images = pictures(2, 20, 30, 3)
+    encoded = serve(exported, "encoded_images")
+    output = encoded(image_bytes=tf.constant([file_of(image) for image in images]))["probabilities"]
+    np.testing.assert_allclose(output, keras_seg.segment(model, images), atol=1e-6)
+    other = file_of(pictures(20, 31, 3))
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"must have one size; .* Got\] \[20 30\] \[20 31\]"
+    ):
+        encoded(image_bytes=tf.constant([file_of(images[0]), other]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image_bytes: there are none"):
+        encoded(image_bytes=tf.constant([], tf.string))
+
+
+def test_files_for_a_grey_model(tmp_path):
+    model = unet(depth=1, base_channels=2, padding="same")
+    encoded = serve(saved_model(model, tmp_path / "1"), "encoded_images")
+    for image in (pictures(9, 14, 1), pictures(9, 14, 3)):
+        output = encoded(image_bytes=tf.constant([file_of(image)]))["probabilities"][0]
+        np.testing.assert_allclose(output, keras_seg.segment(model, image), atol=1e-6)
+
+
+def test_empty_and_too_large_images_are_refused(tmp_path):
+    path = saved_model(unet(depth=1, base_channels=2, padding="same"), tmp_path / "1", most_pixels=100)
+    serve(path)(images=tf.zeros([1, 10, 10, 1], tf.uint8))
+    for shape in ([0, 5, 5, 1], [1, 0, 5, 1]):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="images: there are none, or they are empty"):
+            serve(path)(images=tf.zeros(shape, tf.uint8))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="images: more than 100 pixels an image"):
+        serve(path)(images=tf.zeros([1, 10, 11, 1], tf.uint8))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"more than 100 pixels; .*\] \[10 11\]"):
+        serve(path, "encoded_images")(image_bytes=tf.constant([file_of(pictures(10, 11, 1))]))
+
+
+def test_loaded_in_python(model, exported, tmp_path):
+    loaded = load(exported)
+    assert (loaded.name, loaded.class_names, loaded.is_detector) == ("small", ["outside", "inside"], False)
+    stack = (pictures(2, 20, 30).astype(np.uint16) * 257)[..., None]
+    np.testing.assert_allclose(loaded.segment(stack), keras_seg.segment(model, stack), atol=1e-6)
+    np.testing.assert_allclose(
+        loaded.segment(stack[0], value_range=(0, 30000)),
+        keras_seg.segment(model, stack[0], value_range=(0, 30000)),
+        atol=1e-6,
+    )
+    with pytest.raises(FileNotFoundError, match="none: no such folder"):
+        load(tmp_path / "none")
+    with pytest.raises(ValueError, match="not a SavedModel; its folder holds saved_model.pb"):
+        load(tmp_path)
+    tf.saved_model.save(tf.Module(), str(tmp_path / "foreign"))
+    with pytest.raises(ValueError, match="has no assets/keras_seg.json, so"):
+        load(tmp_path / "foreign")

@@ -1,0 +1,123 @@
+"""An exported SavedModel used from Python as the model that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_seg.export import metadata
+from keras_seg.instances import Instances
+
+
+class Exported:
+    """What `load` gives.
+
+    Attributes:
+        about: the contents of `assets/keras_seg.json`.
+        signatures: name to function, as `tf.saved_model.load` gives them.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+        self._model = tf.saved_model.load(str(path))
+        self.signatures = self._model.signatures
+
+    @property
+    def name(self) -> str:
+        return self.about["name"]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.about["class_names"]
+
+    @property
+    def is_detector(self) -> bool:
+        return self.about["task"] == "detection"
+
+    def segment(self, image: Any, **options: Any) -> Instances | list[Instances] | np.ndarray:
+        """What `keras_seg.segment` gives for the Keras model, its sizes, tiles and rotations being those in the graph.
+
+        A detector takes an image, a list or an iterator of them, and score_threshold, max_detections and classes as
+        `keras_seg.detect.detect` does; a U-Net an image or a stack, and value_range as `segment_unet` does.
+
+        ValueError: what these raise; a detector that was not exported with masks="probabilities". TypeError: another
+        option.
+        """
+        return self._detect(image, **options) if self.is_detector else self._probabilities(image, **options)
+
+    def _detect(
+        self,
+        image: Any,
+        *,
+        score_threshold: float = 0.5,
+        max_detections: int = 100,
+        classes: Sequence[int | str] | None = None,
+    ) -> Instances | list[Instances] | Iterator[Instances]:
+        from keras_seg.detect import _pixels
+
+        if self.about["masks"] not in (None, "probabilities"):
+            raise ValueError(
+                f"{self.path}: exported with masks={self.about['masks']!r}; `segment` needs masks='probabilities'"
+            )
+        single = not isinstance(image, list | tuple | Iterator)
+        names = (
+            (str(one) if isinstance(one, str | Path) else f"image {n}", one)
+            for n, one in enumerate([image] if single else image)
+        )
+        found = (
+            self._instances(_pixels(one, name)).filter(score_threshold, classes, max_detections)
+            for name, one in names
+        )
+        if isinstance(image, Iterator):
+            return found
+        return next(found) if single else list(found)
+
+    def _instances(self, image: np.ndarray) -> Instances:
+        """image: uint8 [H, W, 3]."""
+        outputs = self.signatures["serving_default"](images=tf.constant(image[None]))
+        found = {name: value.numpy()[0] for name, value in outputs.items()}
+        count = int(found.pop("num_detections"))
+        size = tuple(found.pop("image_sizes").tolist())
+        kept = {name: value[:count] for name, value in found.items()}
+        return Instances(
+            boxes=kept["boxes"],
+            scores=kept["scores"],
+            classes=kept["classes"],
+            image_size=size,
+            mask_probabilities=kept.get("masks"),
+            keypoints=kept.get("keypoints"),
+            class_names=self.class_names,
+            convention=self.about["convention"],
+        )
+
+    def _probabilities(self, image: Any, *, value_range: tuple[float, float] | None = None) -> np.ndarray:
+        from keras_seg.data.images import to_float
+        from keras_seg.overlap_tile import match_channels
+        from keras_seg.segment import as_stack
+
+        channels = self.about["recipe"]["model"]["input_channels"]
+        stack, is_stack, name = as_stack(image, channels)
+        slices = []
+        for n, one in enumerate(stack):
+            pixels = to_float(one, value_range, name if len(stack) == 1 else f"{name}, slice {n}")
+            pixels = match_channels(pixels, channels)
+            outputs = self.signatures["float_images"](images=tf.constant(pixels[None]))
+            slices.append(outputs["probabilities"].numpy()[0])
+        return np.stack(slices) if is_stack else slices[0]
+
+
+def load(path: str | Path) -> Exported:
+    """A SavedModel of `export.saved_model`, ready to segment.
+
+    FileNotFoundError: no such folder. ValueError: no SavedModel, one that keras_seg did not write, or of a later format.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder")
+    if not (path / "saved_model.pb").is_file():
+        raise ValueError(f"{path}: not a SavedModel; its folder holds saved_model.pb")
+    return Exported(path, metadata.read(path))
