@@ -74,10 +74,13 @@ def _tensor(name: str, value: Any, spec: tf.TensorSpec) -> tf.Tensor:
     try:
         if spec.dtype == tf.string:
             return tf.constant(_bytes(value), tf.string)
-        array = np.array(value)
+        try:
+            array = np.array(value)
+        except ValueError:
+            raise ValueError("lists of different lengths") from None
         kinds = "iu" if spec.dtype.is_integer else "iuf"
         if array.size and array.dtype.kind not in kinds:
-            raise ValueError(f"takes {spec.dtype.name}, got other values or lists of different lengths")
+            raise ValueError(f"takes {spec.dtype.name}, got other values")
         if (
             spec.dtype.is_integer
             and array.size
