@@ -16,32 +16,32 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from keras_seg import export, overlap_tile, zoo
-from keras_seg.data.images import read_stack
+from keras_seg import overlap_tile, zoo
+from keras_seg.data.images import read_image, read_stack
+from keras_seg.export import tflite_images
+from keras_seg.export.tflite import tflite
 
 MODELS = Path(__file__).resolve().parent / "models"
 INDEX = "models.json"
-OUTPUT_TILE = 512  # pixels a side of what one pass of a U-Net gives
+UNET_SIDE = 512  # pixels a side of what a U-Net sees at once
 WINDOW = 256  # pixels a side of an image that a detector whose images are enlarged by a factor sees at once
 VERSIONS = 7  # symmetries of the square; the page offers their mean where the model's own is more than one
 THRESHOLDS = {"unet": 0.5, "detector": 0.5}
 
 
-def describe(
-    model: Any, name: str, summary: str, licence: str, input_size: tuple[int, int]
-) -> dict[str, Any]:
-    """What the page must know of a model (src/unet.js, src/detector.js), but for its files.
+def describe(model: Any, summary: str, licence: str, size: tuple[int, int]) -> dict[str, Any]:
+    """What the page must know of a model (src/unet.js, src/detector.js, src/results.js), but for its files.
 
-    input_size: height and width of the TFLite file's input.
+    size: height and width of the TFLite file's input.
     """
     classes = list(model.class_names or map(str, range(model.classes)))
-    common = {"name": name, "title": name, "summary": summary, "license": licence, "classes": classes}
+    common = {"name": model.name, "summary": summary, "license": licence, "classes": classes}
     if hasattr(model, "legal_sizes"):
         return common | {
             "kind": "unet",
             "border": overlap_tile.border_of(model),
             "multiple": 2**model.depth,
-            "versions": model.rotations if input_size[0] == input_size[1] else 1,
+            "versions": model.rotations if size[0] == size[1] else 1,
             "object_class": len(classes) - 1,
             "threshold": THRESHOLDS["unet"],
         }
@@ -49,36 +49,76 @@ def describe(
         "kind": "detector",
         "convention": model.convention,
         "scale": model.scale,
-        "fill": [round(value) for value in model.get_config()["pixel_mean"]],
+        "fill": tflite_images.padding(model),
         "threshold": THRESHOLDS["detector"],
     }
 
 
 def input_size(model: Any, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width of the TFLite file's input: as given, or a tile and its borders, or a detector's own."""
-    if hasattr(model, "legal_sizes"):
-        border = 2 * overlap_tile.border_of(model)
-        side = model.legal_sizes(OUTPUT_TILE + border)[1]
-    else:
+    """Height and width of the TFLite file's input: as given, or as the model wants.
+
+    ValueError: too small for a U-Net to go through larger images in overlapping windows, or sides that turning would change.
+    """
+    if not hasattr(model, "legal_sizes"):
         side = round(WINDOW * model.scale) if model.scale is not None else model.short_side
         side = -(-side // model.size_divisor) * model.size_divisor
-    return height or side, width or side
+        return height or side, width or side
+    border, multiple = overlap_tile.border_of(model), 2**model.depth
+    least = 2 * border + multiple
+    legal = [
+        size - 2 * border
+        for size in model.legal_sizes(max(UNET_SIDE, least) + 2 * border)
+        if size is not None
+    ]
+    size = height or legal[-1], width or legal[-1]
+    for side in size:
+        near = [size - 2 * border for size in model.legal_sizes(side + 2 * border) if size is not None]
+        if side < least or side not in near:
+            raise ValueError(
+                f"{model.name}: an input of {size[0]} x {size[1]} pixels; sides must be at least {least}, and the nearest "
+                f"to {side} are {' and '.join(map(str, near))}"
+            )
+    return size
 
 
 def write_example(path: Path, number: int, name: str, folder: Path) -> str:
     """An image, or a slice of a stack, as PNG. Returns its file's name."""
-    Image.fromarray(
-        read_stack(path)[number] if path.suffix in (".tif", ".tiff") else np.asarray(Image.open(path))
-    ).save(folder / (file := f"{name}_example.png"))
+    pixels = read_stack(path)[number] if path.suffix in (".tif", ".tiff") else read_image(path)
+    file = f"{name}_example.png"
+    Image.fromarray(np.squeeze(pixels)).save(folder / file)
     return file
 
 
-def add(entry: dict[str, Any], folder: Path) -> None:
-    """Puts a model's description into the index, in place of that of the same name."""
+def add_model(
+    model: Any,
+    folder: Path,
+    *,
+    summary: str = "",
+    licence: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    quantize: str | None = "float16",
+    example: dict[str, str] | None = None,
+) -> Path:
+    """Writes folder/NAME.tflite and puts its description into the folder's index, in place of that of the same name.
+
+    height, width: of the network's input, pixels; None: as the model wants. quantize: of `export.tflite`. example: its "file" in the
+    folder and "credit". Returns the TFLite file's path. Errors are those of `export.tflite`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    size = input_size(model, height, width)
+    path = folder / f"{model.name}.tflite"
+    tflite(model, path, quantize=quantize, height=size[0], width=size[1], overwrite=True)
+    entry = (
+        describe(model, summary, licence, size)
+        | {"file": path.name}
+        | ({"example": example} if example else {})
+    )
     index = folder / INDEX
     entries = json.loads(index.read_text()) if index.is_file() else []
-    entries = [other for other in entries if other["name"] != entry["name"]]
+    entries = [other for other in entries if other["name"] != model.name]
     index.write_text(json.dumps([*entries, entry], indent=1) + "\n")
+    return path
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,7 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("model", help="a name of the zoo, or a recipe")
     parser.add_argument("--weights", default="pretrained", help="a file, in place of the recipe's own")
-    parser.add_argument("--height", type=int, help="of the network's input, pixels; None: as the model wants")
+    parser.add_argument(
+        "--height", type=int, help="of the network's input, pixels; by default as the model wants"
+    )
     parser.add_argument("--width", type=int)
     parser.add_argument("--quantize", choices=("none", "float16", "dynamic"), default="float16")
     parser.add_argument("--licence", default="Apache-2.0")
@@ -99,28 +141,24 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         recipe = zoo.show(options.model)
         model = zoo.load(recipe, weights=options.weights)
-        height, width = input_size(model, options.height, options.width)
-        options.output.mkdir(parents=True, exist_ok=True)
-        entry = describe(
-            model, recipe.name, " ".join(recipe.summary.split()), options.licence, (height, width)
-        )
-        entry["file"] = f"{recipe.name}.tflite"
-        quantize = None if options.quantize == "none" else options.quantize
-        path = export.tflite(
-            model,
-            options.output / entry["file"],
-            quantize=quantize,
-            height=height,
-            width=width,
-            overwrite=True,
-        )
+        example = None
         if options.example:
-            file = write_example(options.example, options.slice, recipe.name, options.output)
-            entry["example"] = {"file": file, "credit": options.credit}
-        add(entry, options.output)
+            options.output.mkdir(parents=True, exist_ok=True)
+            file = write_example(options.example, options.slice, model.name, options.output)
+            example = {"file": file, "credit": options.credit}
+        path = add_model(
+            model,
+            options.output,
+            summary=" ".join(recipe.summary.split()),
+            licence=options.licence,
+            height=options.height,
+            width=options.width,
+            quantize=None if options.quantize == "none" else options.quantize,
+            example=example,
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"add_model: {error}")
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, input {height} x {width}")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -56,18 +56,28 @@ def _decoded(value):
     return np.frombuffer(base64.b64decode(value["base64"]), ARRAYS[value["type"]])
 
 
-def test_tiles_cover_an_axis_once_and_start_where_pooling_does():
-    cases = [
-        (length, tile, multiple)
-        for length in (1, 15, 16, 17, 100, 512)
-        for tile, multiple in ((16, 16), (36, 16), (388, 16))
-    ]
-    for (length, tile, multiple), spans in zip(
-        cases, call(*(("tiles", "spans", *case) for case in cases)), strict=True
-    ):
-        assert [start for start, _ in spans[1:]] == [stop for _, stop in spans[:-1]]
-        assert (spans[0][0], spans[-1][1]) == (0, length)
-        assert all(start % multiple == 0 and 0 < stop - start <= tile for start, stop in spans)
+@pytest.mark.parametrize(
+    ("side", "border", "multiple"), [(64, 20, 4), (512, 96, 16), (388, 92, 16), (36, 14, 8)]
+)
+def test_windows_cover_an_axis_once_with_all_the_context_there_is(side, border, multiple):
+    lengths = [1, side - border, side - border + 1, side - 1, side, side + 1, side + multiple, 2 * side, 1000]
+    calls = [("tiles", "windows", length, side, border, multiple) for length in lengths]
+    for length, windows in zip(lengths, call(*calls), strict=True):
+        assert [w["from"] for w in windows] == [0, *(w["to"] for w in windows[:-1])]
+        assert windows[-1]["to"] == length
+        for window in windows:
+            start, stop = window["start"], window["start"] + side
+            assert start % multiple == 0
+            assert window["from"] < window["to"]
+            assert window["from"] == 0 or window["from"] - start >= border
+            assert stop - window["to"] >= border or stop == window["to"] == length
+        assert len(windows) == 1 or length != side
+
+
+def test_an_input_too_small_for_windows_is_refused():
+    (exact, other) = call(("tiles", "windows", 43, 43, 20, 4), ("tiles", "windows", 44, 43, 20, 4))
+    assert exact == [{"start": 0, "from": 0, "to": 43}]
+    assert "43 pixels a side is too small" in other["error"]
 
 
 def test_borders_are_mirrored_as_numpy_reflects():

@@ -21,7 +21,7 @@ async function begin() {
   } catch (error) {
     return showError(error.message);
   }
-  for (const { name, title } of models) element("model").append(new Option(title ?? name, name));
+  for (const { name } of models) element("model").append(new Option(name, name));
   const choose = () => {
     stop();
     chooseModel(models.find(({ name }) => name === element("model").value));
@@ -56,9 +56,9 @@ function chooseModel(model) {
 
 function listen() {
   element("file").onchange = () => element("file").files.length && open(element("file").files[0]);
-  element("example").onclick = async () => {
+  element("example").onclick = () => {
     const { file } = engine.model.example;
-    await open(new File([await readAsset(file)], file, { type: "image/png" }));
+    open(readAsset(file).then((bytes) => new File([bytes], file, { type: "image/png" })));
   };
   element("stop").onclick = stop;
   document.addEventListener("paste", (event) => event.clipboardData.files.length && open(event.clipboardData.files[0]));
@@ -84,18 +84,20 @@ function listen() {
   };
 }
 
+// file: a File, or a promise of one.
 async function open(file) {
   stop();
   element("error").hidden = true;
   element("result").hidden = true;
+  element("status").textContent = "";
   picture = null;
   const own = ++task;
   try {
-    const read = await readPicture(file);
+    const read = await readPicture(await file);
     if (own !== task) return;
     picture = read;
   } catch (error) {
-    if (own === task) showError(error instanceof PictureError ? error.message : `The image cannot be read: ${error.message}`);
+    if (own === task) showError(error instanceof PictureError ? error.message : `The image could not be read: ${error.message}`);
     return;
   }
   await segment();

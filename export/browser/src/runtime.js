@@ -7,8 +7,9 @@ const TYPES = { uint8: Uint8Array, int32: Int32Array, float32: Float32Array };
 // glue: the runtime's script; wasm: its program, both ArrayBuffers; threads: 0 for a runtime without.
 export async function startRuntime({ glue, wasm, threads }) {
   const script = new Blob([glue], { type: "text/javascript" });
-  // The runtime's own loader looks here for what it need not fetch.
-  self.Module = { wasmBinary: wasm, ...(threads > 0 && { mainScriptUrlOrBlob: script }) };
+  // The runtime's own loader looks here for what it need not fetch, and for where to log.
+  const printErr = (line) => /^(INFO|WARNING):/.test(line) || console.error(line);
+  self.Module = { wasmBinary: wasm, printErr, ...(threads > 0 && { mainScriptUrlOrBlob: script }) };
   await loadLiteRt(`${URL.createObjectURL(script)}#.js`); // a name without that ending would be a folder
 }
 

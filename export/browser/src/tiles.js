@@ -1,13 +1,23 @@
-// How an image is cut into tiles of one size, continued beyond its borders by mirroring, and turned: the arithmetic of
-// keras_seg/overlap_tile.py, so that the joined result is that of the whole image.
+// How an image of any size goes through a network for images of one size, so that the joined result is that of the whole image
+// (keras_seg/overlap_tile.py): in overlapping windows, continued beyond the image by mirroring, and turned.
 
-// One tile start and stop a tile along an axis of `length` pixels. Tiles start at multiples of `multiple`, where pooling
-// has the phase that it has in the whole image; `tile` is the side of an output tile. The last may reach beyond the image.
-export function spans(length, tile, multiple) {
-  const step = Math.floor(tile / multiple) * multiple;
-  const overlap = tile - step;
-  const count = Math.max(1, Math.ceil((length - overlap) / step));
-  return Array.from({ length: count }, (_, k) => [k * step, k === count - 1 ? length : (k + 1) * step]);
+// Windows along an axis of `length` pixels, [{start, from, to}]: of the window that starts at `start`, the pixels from ... to - 1
+// of the image are used, each pixel once. The network mirrors what it is given at its borders, so within `border` pixels of a
+// window's side its result is right only where that side is the image's. Windows start at multiples of `multiple`, where pooling has
+// the phase that it has in the whole image. The last may reach beyond the image.
+export function windows(length, side, border, multiple) {
+  if (side < 2 * border + multiple && side !== length) {
+    throw new Error(`The model's input of ${side} pixels a side is too small for images of other sizes.`);
+  }
+  const found = [];
+  let [start, from] = [0, 0];
+  for (;;) {
+    const to = start + side === length ? length : Math.min(length, start + side - border);
+    found.push({ start, from, to });
+    if (to === length) return found;
+    from = to;
+    start = Math.floor((to - border) / multiple) * multiple;
+  }
 }
 
 // Position on an axis of `length` pixels that is continued by mirroring, as often as it takes; border pixels are not repeated.
