@@ -6,9 +6,9 @@ DATA ?= ../shared/data
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8)
+BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8 nuclei)
 
-.PHONY: install test lint demo bench-data bench claims prove-training native train-isbi wheel clean $(BENCHES)
+.PHONY: install test lint demo bench-data bench claims prove-training native train-isbi train-nuclei wheel clean $(BENCHES)
 
 install: .venv/installed
 
@@ -73,6 +73,12 @@ train-isbi: install
 	$(call ISBI,$(call set,$(ROUND5)) --weights $(ISBI_ROUND)2/last.weights.h5,5)
 	$(BIN)/keras-seg average unet_isbi2012 $(ISBI_ROUND)4/last.weights.h5 $(ISBI_ROUND)5/last.weights.h5 $(ALL) \
 	  --data $(DATA)/isbi2012 --half --output $(ISBI_ROUND)s.weights.h5
+
+# How the weights of maskrcnn_nuclei came about (zoo/maskrcnn_nuclei.md): about an hour.
+train-nuclei: install
+	$(BIN)/keras-seg train maskrcnn_nuclei --data $(DATA)/nuclei --resume --output runs/nuclei
+	$(BIN)/keras-seg average maskrcnn_nuclei runs/nuclei/best.weights.h5 --data $(DATA)/nuclei --half \
+	  --output runs/nuclei.weights.h5
 
 # The compiled RoIAlign for this machine, where a wheel takes it from (docs/native_op.md); CUDA=--cuda for GPUs too.
 native: install

@@ -26,7 +26,9 @@ SLICES = slice(20, 25)  # which unet_isbi2012 is judged on
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--detector", help="a detector of nuclei: a recipe of the zoo, or a file; else none")
+    parser.add_argument(
+        "--detector", default="maskrcnn_nuclei", help="of nuclei: a recipe of the zoo, or a file"
+    )
     parser.add_argument("--weights", default="pretrained")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument(
@@ -39,9 +41,8 @@ def main() -> None:
         "machine": compare.machine(os.cpu_count()),
         "unet": unet(args.data / "isbi2012"),
     }
-    if args.detector:
-        found = detector(args.detector, args.weights, nuclei / "instances_val.json", nuclei / "val")
-        results |= {"name": Path(args.detector).stem, "detector": found}
+    found = detector(args.detector, args.weights, nuclei / "instances_val.json", nuclei / "val")
+    results |= {"name": Path(args.detector).stem, "detector": found}
     compare.write(results, report(results), args.output, "precision")
 
 
@@ -119,13 +120,12 @@ def report(results: dict) -> str:
     for name in UNET_SCORES:
         values = [network["scores"][p][name] for p in PRECISIONS]
         lines.append(f"| unet_isbi2012, {name} | {values[0]:.4f} | {values[1]:.4f} |")
-    text = f"U-Net's probabilities: {network['differences']['mean']:.1e} on average, {network['differences']['largest']:.3f} at most."
-    if "detector" in results:
-        for kind, name in itertools.product(("bbox", "segm"), ("AP", "AP50", "AP75")):
-            values = [results["detector"]["scores"][p][kind][name] for p in PRECISIONS]
-            lines.append(f"| {results['name']}, {kind} {name} | {values[0]:.4f} | {values[1]:.4f} |")
-        text = f"{detections_line(results['detector']['differences'])} {text}"
-    return "\n".join([*lines, "", text, ""])
+    for kind, name in itertools.product(("bbox", "segm"), ("AP", "AP50", "AP75")):
+        values = [results["detector"]["scores"][p][kind][name] for p in PRECISIONS]
+        lines.append(f"| {results['name']}, {kind} {name} | {values[0]:.4f} | {values[1]:.4f} |")
+    apart = network["differences"]
+    probabilities = f"U-Net's probabilities: {apart['mean']:.1e} on average, {apart['largest']:.3f} at most."
+    return "\n".join([*lines, "", detections_line(results["detector"]["differences"]), probabilities, ""])
 
 
 def detections_line(apart: dict[str, float]) -> str:

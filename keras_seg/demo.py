@@ -1,4 +1,5 @@
-"""The whole way on slices of a fruit fly's nerve cord: `python -m keras_seg.demo`, or `make demo`."""
+"""The whole way on slices of a fruit fly's nerve cord, then on nuclei (`demo_nuclei`): `python -m keras_seg.demo`, or
+`make demo`."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import keras_seg
+from keras_seg import demo_nuclei
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,22 +73,35 @@ def run(model: UNet, data: Path, output: Path, *, slices: Iterable[int] = SLICES
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m keras_seg.demo", description=__doc__)
-    parser.add_argument("--data", type=Path, default=_default_data(), help=f"with {VOLUME} and {LABELS}")
+    parser.add_argument(
+        "--data", type=Path, default=_default_data("isbi2012"), help=f"with {VOLUME} and {LABELS}"
+    )
+    parser.add_argument(
+        "--nuclei", type=Path, default=_default_data("nuclei"), help=f"with {demo_nuclei.ANNOTATIONS}"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="for what the demo writes")
     options = parser.parse_args(arguments)
     try:
         recipe = keras_seg.zoo.show(MODEL)
         print(f"{MODEL}: {recipe.summary}")
         run(keras_seg.zoo.load(recipe), options.data, options.output)
+        print(
+            f"The weights have seen these slices in training; zoo/{MODEL}.md has the scores of weights that have not."
+        )
+        recipe = keras_seg.zoo.show(demo_nuclei.MODEL)
+        print(f"\n{demo_nuclei.MODEL}: {recipe.summary}")
+        demo_nuclei.run(keras_seg.zoo.load(recipe), options.nuclei, options.output)
     except (OSError, ValueError) as error:
         sys.exit(f"demo: {error}")
-    print(f"The weights have seen these slices in training; zoo/{MODEL}.md has the scores of weights that have not.")
+    print(
+        f"The weights have not seen these images in training, but were chosen by them (zoo/{demo_nuclei.MODEL}.md)."
+    )
 
 
-def _default_data() -> Path:
-    """shared/data/isbi2012 beside the checkout, or in $KERAS_SEG_SHARED."""
+def _default_data(name: str) -> Path:
+    """shared/data/name beside the checkout, or in $KERAS_SEG_SHARED."""
     beside = Path(__file__).resolve().parents[2] / "shared"
-    return Path(os.environ.get("KERAS_SEG_SHARED") or beside) / "data" / "isbi2012"
+    return Path(os.environ.get("KERAS_SEG_SHARED") or beside) / "data" / name
 
 
 def _slices(path: Path, slices: list[int]) -> np.ndarray:
