@@ -61,7 +61,7 @@ def signatures(
         count = tf.size(image_bytes)
 
         def one(n: tf.Tensor, sizes: tf.TensorArray, found: dict[str, tf.TensorArray]):
-            image = as_rgb(decode(image_bytes[n], most_pixels))
+            image = tf.cast(tf.round(as_rgb(decode(image_bytes[n], most_pixels))), tf.uint8)
             outputs = find(image[None])
             found = {name: array.write(n, outputs[name][0]) for name, array in found.items()}
             return n + 1, sizes.write(n, tf.shape(image)[:2]), found

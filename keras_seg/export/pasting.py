@@ -123,4 +123,4 @@ def _weights(
     """Linear interpolation between cells, float64 [pixels of the window, cells]."""
     pixels = tf.cast(tf.range(start, stop), tf.float64)
     position = (pixels + 0.5 - first) / spacing
-    return tf.maximum(0.0, 1 - tf.abs(position[:, None] - tf.range(cells, dtype=tf.float64)))
+    return tf.nn.relu(1 - tf.abs(position[:, None] - tf.range(cells, dtype=tf.float64)))

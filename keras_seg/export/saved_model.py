@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
-from keras_seg.export import detection_graph, metadata, tile_graph
+from keras_seg.export import detection_graph, metadata, tile_graph, warmup
 from keras_seg.ops.roi_align import portable
 
 if TYPE_CHECKING:
+    from keras_seg.instances import Instances
     from keras_seg.models.mask_rcnn import MaskRCNN
     from keras_seg.models.unet import UNet
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 # Pixels of an image that a network sees at most, by default.
 MOST_SEEN = 2**24
+# Of the image on which a detector is compared: how far boxes (pixels) and scores may differ, and the share of detections of
+# which neither does, since two that are almost equal may change places.
+BOX, SCORE, SAME = 0.01, 1e-4, 0.9
 
 
 def saved_model(
@@ -30,6 +36,7 @@ def saved_model(
     masks: str = "probabilities",
     most_pixels: int | None = None,
     winograd: bool = True,
+    warmup_sizes: Sequence[tuple[int, int]] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a SavedModel, load it back and compare the two, then put it in place.
@@ -37,8 +44,8 @@ def saved_model(
     B images of H x W pixels, N = `model.detections`, K classes, P keypoints, m cells of a mask (28; 14 for structure "c4").
 
     A detector's signature "serving_default" takes {"images": uint8 [B, H, W, 3]}, RGB, any number of any size;
-    "encoded_images" {"image_bytes": string [B]}, JPEG or PNG files of any sizes, each upright as it is stored. Both return, by
-    falling score, zero beyond `num_detections`, as `keras_seg.segment` finds it, from `model.score_threshold` on:
+    "encoded_images" {"image_bytes": string [B]}, JPEG or PNG files of any sizes, whose EXIF orientation is applied. Both return
+    what `keras_seg.segment` finds, from `model.score_threshold` on, by falling score and zero beyond `num_detections`:
 
         num_detections  int32 [B]
         boxes           float32 [B, N, 4], x1, y1, x2, y2 in pixels of the given image
@@ -52,9 +59,10 @@ def saved_model(
 
     A U-Net's signatures return {"probabilities": float32 [B, H, W, K]}, what `keras_seg.segment` gives: tiles, mirrored borders
     and the model's own `rotations` are in the graph. "serving_default" takes {"images": uint8 [B, H, W, C]}, "float_images"
-    {"images": float32 [B, H, W, C], 0-255}, "encoded_images" (of grey and RGB models) files of one size.
+    {"images": float32 [B, H, W, C], 0-255}, "encoded_images" (of grey and RGB models) files of one size a request.
 
-    `assets/keras_seg.json` says what the model is (`metadata.describe`).
+    `assets/keras_seg.json` says what the model is (`metadata.describe`). Images that cannot be read, are empty or too large give
+    an InvalidArgumentError (the server's status INVALID_ARGUMENT).
 
     Args:
         model: of `zoo.load`, `models.unet` or `models.mask_rcnn`.
@@ -65,6 +73,8 @@ def saved_model(
         most_pixels: an image of more is refused by the graph, before it is decoded. None: 2**24, or with `model.scale` so
             many that the network sees 2**24.
         winograd: 3x3 convolutions by Winograd's filtering: faster on processors. False for a server with a GPU.
+        warmup_sizes: heights and widths of images that TensorFlow Serving runs through each signature when it loads the model
+            (`warmup`). None: one, of the size that the network is meant for. (): none.
         overwrite: replace a SavedModel at `path`.
 
     Returns: the path. Until it is complete, nothing of it is there.
@@ -73,8 +83,9 @@ def saved_model(
         TypeError: another model.
         ValueError: an unknown option, or `masks` of a model without them.
         FileExistsError: `path` is a file, or a folder that is not empty (with overwrite: no SavedModel).
-        RuntimeError: the reloaded model gives other numbers, by more than 1e-5 of the largest one; or weights that are not
-            finite.
+        OSError: the folder cannot be written; names it.
+        RuntimeError: weights that are not finite; or the reloaded model gives other numbers: a U-Net by more than 1e-5 of the
+            largest one, a detector for a tenth of the detections.
     """
     is_unet = hasattr(model, "legal_sizes")
     if not is_unet and not hasattr(model, "short_side"):
@@ -82,25 +93,28 @@ def saved_model(
             f"saved_model: takes a U-Net of keras_seg.models.unet or a detector of keras_seg.models.mask_rcnn, got "
             f"{type(model).__name__}"
         )
-    _check_options(model, masks, most_pixels, is_unet)
+    _check_options(model, masks, most_pixels, warmup_sizes, is_unet)
+    _check_finite(model)
     if most_pixels is None:
         scale = getattr(model, "scale", None) or 1.0
         most_pixels = int(MOST_SEEN / scale**2)
     path = Path(path)
     _check_free(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with portable():
-        if is_unet:
-            signatures = tile_graph.signatures(model, most_pixels, winograd=winograd)
-            more = {}
-        else:
-            signatures = detection_graph.signatures(model, masks, most_pixels, winograd=winograd)
-            more = {"masks": masks if model.masks else None, "convention": model.convention}
-    outputs = signatures["serving_default"].structured_outputs
-    about = metadata.describe(model, outputs, most_pixels=most_pixels, signatures=sorted(signatures), **more)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with _folder_beside(path) as folder:
         fresh, former = Path(folder, "fresh"), Path(folder, "former")
+        with portable():
+            if is_unet:
+                signatures = tile_graph.signatures(model, most_pixels, winograd=winograd)
+                more = {}
+            else:
+                signatures = detection_graph.signatures(model, masks, most_pixels, winograd=winograd)
+                more = {"masks": masks if model.masks else None, "convention": model.convention}
+        outputs = signatures["serving_default"].structured_outputs
+        about = metadata.describe(
+            model, outputs, most_pixels=most_pixels, signatures=sorted(signatures), **more
+        )
         _write(signatures, about, fresh)
+        warmup.write(fresh, model.name, signatures, _warmup_sizes(model, warmup_sizes))
         _check_same(model, fresh)
         if path.exists():
             path.rename(former)
@@ -108,7 +122,37 @@ def saved_model(
     return path
 
 
-def _check_options(model: UNet | MaskRCNN, masks: str, most_pixels: int | None, is_unet: bool) -> None:
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder from which `path` can be renamed into place."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise type(error)(error.errno, f"{path}: cannot be written ({error.strerror})") from None
+    with folder:
+        yield Path(folder.name)
+
+
+def _warmup_sizes(
+    model: UNet | MaskRCNN, sizes: Sequence[tuple[int, int]] | None
+) -> Sequence[tuple[int, int]]:
+    if sizes is not None:
+        return sizes
+    if hasattr(model, "legal_sizes"):
+        side = model.tile or model.legal_sizes(256)[1]
+    else:
+        side = 256 if model.scale is not None else model.short_side
+    return [(side, side)]
+
+
+def _check_options(
+    model: UNet | MaskRCNN,
+    masks: str,
+    most_pixels: int | None,
+    warmup_sizes: Sequence[tuple[int, int]] | None,
+    is_unet: bool,
+) -> None:
     if masks not in detection_graph.MASKS:
         allowed = ", ".join(map(repr, detection_graph.MASKS))
         raise ValueError(f"saved_model: masks must be one of {allowed}, got {masks!r}")
@@ -116,6 +160,18 @@ def _check_options(model: UNet | MaskRCNN, masks: str, most_pixels: int | None, 
         raise ValueError(f"saved_model: masks={masks!r}, but {model.name} has no mask branch")
     if most_pixels is not None and not (isinstance(most_pixels, int) and most_pixels >= 1):
         raise ValueError(f"saved_model: most_pixels must be a positive integer, got {most_pixels!r}")
+    for size in warmup_sizes or ():
+        if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+            raise ValueError(f"saved_model: warmup_sizes are pairs of (height, width), got {size!r}")
+
+
+def _check_finite(model: UNet | MaskRCNN) -> None:
+    broken = [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()]
+    if broken:
+        raise RuntimeError(
+            f"saved_model: {model.name} has weights that are NaN or infinite, in {', '.join(broken[:3])}"
+            f"{' and more' if len(broken) > 3 else ''}; nothing was written"
+        )
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -144,19 +200,22 @@ def _write(signatures: dict[str, tf.types.experimental.ConcreteFunction], about:
 
 
 def _check_same(model: UNet | MaskRCNN, path: Path) -> None:
-    """The reloaded model against the Keras model."""
-    broken = [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()]
-    if broken:
-        raise RuntimeError(
-            f"saved_model: {model.name} has weights that are NaN or infinite, in {', '.join(broken[:3])}"
-            f"{' and more' if len(broken) > 3 else ''}; nothing was written"
-        )
-    reloaded = tf.saved_model.load(str(path)).signatures["serving_default"]
-    if not hasattr(model, "legal_sizes"):
-        return
+    """The reloaded model against the Keras model, on random pixels."""
     from keras_seg.segment import segment
 
+    reloaded = tf.saved_model.load(str(path)).signatures["serving_default"]
     random = np.random.default_rng(0)
+    if not hasattr(model, "legal_sizes"):
+        image = random.integers(0, 256, (96, 128, 3), np.uint8)
+        found = {name: value.numpy()[0] for name, value in reloaded(images=tf.constant(image[None])).items()}
+        expected = segment(model, image, score_threshold=0.0, max_detections=model.detections)
+        share = _share_found(found, expected)
+        if share < SAME:
+            raise RuntimeError(
+                f"saved_model: the reloaded model finds {share:.0%} of what the Keras model finds, on {len(expected)} "
+                "detections; nothing was written"
+            )
+        return
     tile = model.legal_sizes(1)[1]
     for height, width in ((tile, tile + 3), (tile + 2, tile)):
         images = random.integers(0, 256, (1, height, width, model.input_channels), np.uint8)
@@ -167,3 +226,15 @@ def _check_same(model: UNet | MaskRCNN, path: Path) -> None:
                 f"saved_model: the reloaded model differs from the Keras model by {difference:g} on images "
                 f"of {height} x {width} pixels; nothing was written"
             )
+
+
+def _share_found(found: dict[str, np.ndarray], expected: Instances) -> float:
+    """Of the detections of both the share that the other has too, in any order: the smaller of the two shares."""
+    count = int(found["num_detections"])
+    if count == 0 or len(expected) == 0:
+        return float(count == len(expected))
+    same = (found["classes"][:count, None] == expected.classes) & (
+        np.abs(found["scores"][:count, None] - expected.scores) <= SCORE
+    )
+    same &= (np.abs(found["boxes"][:count, None] - expected.boxes) <= BOX).all(-1)
+    return min(same.any(1).mean(), same.any(0).mean())

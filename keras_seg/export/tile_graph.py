@@ -40,7 +40,7 @@ def signatures(
     def encoded_images(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         def pixels_of(contents: tf.Tensor) -> tf.Tensor:
             image = decode(contents, most_pixels)
-            return as_grey(image) if channels == 1 else tf.cast(as_rgb(image), tf.float32)
+            return as_grey(image) if channels == 1 else as_rgb(image)
 
         count = tf.size(image_bytes)
         some = tf.debugging.Assert(count > 0, ["image_bytes: there are none"])
