@@ -15,27 +15,36 @@ from keras_seg.instances import Instances
 from keras_seg.metrics import coco, coco_data
 
 if TYPE_CHECKING:
+    from keras_seg.export.loaded import Exported
     from keras_seg.models.mask_rcnn import MaskRCNN
 
 __all__ = ["detections", "finder", "results", "score"]
 
 
 def finder(
-    model: MaskRCNN,
+    model: MaskRCNN | Exported,
     *,
     max_detections: int = 100,
     flip: bool = False,
     short_sides: Sequence[int] | None = None,
     precision: str = "float32",
 ) -> Callable[[Any], Any]:
-    """A detector as a function from an image to its `Instances`, or from a list of images to a list.
+    """A detector, or one that `export.load` gives, as a function from an image to its `Instances`, or from a list of images
+    to a list.
 
     All that the model finds counts, whatever the score (its own threshold, often 0.05, comes first). flip, short_sides: see
     the image mirrored and at these sizes (`tta.augmented_detector`), which is for float32 alone. precision: as of `segment`.
+    An exported detector has its own size and precision: ValueError for other ones.
     """
+    import keras
+
     from keras_seg.detect import detect
     from keras_seg.tta import augmented_detector
 
+    if not isinstance(model, keras.Model):
+        if flip or short_sides is not None or precision != "float32":
+            raise ValueError("evaluate: an exported model has one size and precision and is not mirrored")
+        return lambda image: model.segment(image, score_threshold=0.0, max_detections=max_detections)
     if not flip and short_sides is None:
         options = {"score_threshold": 0.0, "max_detections": max_detections, "precision": precision}
         return lambda image: detect(

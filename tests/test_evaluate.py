@@ -262,4 +262,4 @@ def test_results_that_are_no_results(run, data, tmp_path):
     status, out, error = run("evaluate", wrong, "--data", data / "annotations.json")
     assert status == 0 and "bbox: there are no results" in error and "0.00" in out
     status, _, error = run("evaluate", tmp_path, "--data", data / "annotations.json")
-    assert status == 2 and "is a folder; give a model of the zoo" in error
+    assert status == 2 and "not a SavedModel; its folder holds saved_model.pb" in error

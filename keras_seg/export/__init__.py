@@ -2,5 +2,6 @@
 
 from keras_seg.export.loaded import load
 from keras_seg.export.saved_model import saved_model
+from keras_seg.export.tflite import tflite
 
-__all__ = ["load", "saved_model"]
+__all__ = ["load", "saved_model", "tflite"]

@@ -1,0 +1,98 @@
+"""How far what an exported model finds in an image is from what its Keras model finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_seg.instances import Instances
+
+if TYPE_CHECKING:
+    from keras_seg.models import MaskRCNN, UNet
+
+SAME = 0.5  # overlap of two boxes of one class from which they are taken for the same object
+SURE = 0.5  # score from which a detection is compared, if any is so sure
+# largest differences that are rounding: boxes in pixels, scores, probabilities
+SAVED_MODEL = {"boxes": 0.01, "scores": 1e-4, "masks": 1e-3, "probabilities": 1e-5}
+TFLITE = {"boxes": 0.5, "scores": 1e-2, "masks": 1e-2, "probabilities": 1e-3}
+
+
+def saved_model_differences(model: UNet | MaskRCNN, path: str | Path, image: Any) -> dict[str, float]:
+    """`differences` of `segment` with the SavedModel at `path` and with the model. Raises what `export.load` and `segment`
+    raise."""
+    import keras_seg
+    from keras_seg.export.loaded import load
+
+    exported = load(path)
+    if not exported.is_detector:
+        return differences(keras_seg.segment(model, image, progress=False), exported.segment(image))
+    options = {"score_threshold": 0.0, "max_detections": model.detections}
+    return differences(keras_seg.segment(model, image, **options), exported.segment(image, **options))
+
+
+def tflite_differences(model: UNet | MaskRCNN, path: str | Path, image: Any) -> dict[str, float]:
+    """`differences` of the TensorFlow Lite file at `path` and the model, on the image as the file takes it: resized and
+    padded, or the middle of it."""
+    import tensorflow as tf
+
+    import keras_seg
+    from keras_seg import detect, inference
+    from keras_seg.data.images import read_image
+    from keras_seg.export import tflite_images
+    from keras_seg.export.tflite import _interpreter as interpreter
+
+    run = interpreter(Path(path).read_bytes()).get_signature_runner()
+    ((_, details),) = run.get_input_details().items()
+    _, height, width, _ = (int(side) for side in details.get("shape_signature", details["shape"]))
+    if hasattr(model, "legal_sizes"):
+        pixels = read_image(image) if isinstance(image, str | Path) else np.asarray(image)
+        if height < 1:
+            height, width = model.legal_sizes(min(pixels.shape[:2]))[:1] * 2
+        taken = tflite_images.fit_slice(model, pixels, height, width)
+        found = run(images=taken[None])["probabilities"][0]
+        return differences(keras_seg.segment(model, taken, rotations=1, progress=False), found)
+    taken = tflite_images.fit_photograph(model, image, height, width)[None]
+    size = tf.constant([[height, width]], tf.float32)
+    expected = inference.compiled(model)({"image": tf.constant(taken, tf.float32), "size": size})
+    found = run(images=taken)
+    both = ({name: np.asarray(value)[0] for name, value in outputs.items()} for outputs in (expected, found))
+    return differences(*(detect._instances(model, one, (height, width), (height, width)) for one in both))
+
+
+def differences(expected: Instances | np.ndarray, found: Instances | np.ndarray) -> dict[str, float]:
+    """Probabilities: the largest difference. Objects: how many of the sure ones are compared, how many of them have no
+    counterpart, and by how much boxes (pixels), scores and masks of the others differ at most."""
+    if not isinstance(expected, Instances):
+        return {"probabilities": float(np.abs(expected - found).max())}
+    sure = expected.filter(SURE)
+    sure = sure if len(sure) else expected
+    pairs = list(_pairs(sure, found))
+    compared = {"objects": len(sure), "without counterpart": len(sure) - len(pairs)}
+    for name in ("boxes", "scores", "mask_probabilities", "keypoints"):
+        mine, theirs = getattr(sure, name), getattr(found, name)
+        if mine is not None:
+            apart = [float(np.abs(mine[k] - theirs[j]).max()) for k, j in pairs]
+            compared[name.removesuffix("_probabilities").replace("mask", "masks")] = max(apart, default=0.0)
+    return compared
+
+
+def exceeded(compared: dict[str, float], tolerances: dict[str, float]) -> list[str]:
+    """What differs by more than rounding: names of `differences`."""
+    over = [name for name, most in tolerances.items() if compared.get(name, 0) > most]
+    # of two objects that are all but equally likely, one export may keep the one and another the other
+    missing = compared.get("without counterpart", 0)
+    return over + (["without counterpart"] if missing > 0.1 * compared.get("objects", 0) else [])
+
+
+def _pairs(expected: Instances, found: Instances) -> list[tuple[int, int]]:
+    """Places of the same object in both."""
+    from keras_seg.ops.boxes import pairwise_iou
+
+    if not len(expected) or not len(found):
+        return []
+    overlap = pairwise_iou(expected.boxes, found.boxes).numpy()
+    overlap = np.where(expected.classes[:, None] == found.classes[None], overlap, 0)
+    best = overlap.argmax(axis=1)
+    return [(k, int(j)) for k, j in enumerate(best) if overlap[k, j] >= SAME]

@@ -1,0 +1,116 @@
+"""The command `keras-seg export`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+import keras_seg
+from keras_seg.command_options import Name, WeightsFile, check_own_rpn
+
+if TYPE_CHECKING:
+    from keras_seg.models import MaskRCNN, UNet
+
+__all__ = ["add_to"]
+
+
+class Format(StrEnum):
+    SAVEDMODEL = "savedmodel"
+    TFLITE = "tflite"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(export)
+
+
+def export(
+    name: Name,
+    path: Annotated[Path, typer.Argument(help="SavedModel: the folder to write. TFLite: the file.")],
+    weights: WeightsFile = "pretrained",
+    format: Annotated[Format, typer.Option(help="What to write.")] = Format.SAVEDMODEL,
+    masks: Annotated[
+        str | None, typer.Option(help="SavedModel of a detector: probabilities (default), pasted or bits.")
+    ] = None,
+    quantize: Annotated[str | None, typer.Option(help="TFLite: float16, dynamic or int8.")] = None,
+    select_ops: Annotated[
+        bool, typer.Option("--select-ops", help="TFLite: allow TensorFlow's own operators.")
+    ] = False,
+    height: Annotated[int | None, typer.Option(min=1, help="TFLite: of the input, pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="TFLite: of the input, pixels.")] = None,
+    representative: Annotated[
+        Path | None,
+        typer.Option(help="TFLite, int8: a folder of images like those it will see, or the recipe's data."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Load it back and print how far it is from the Keras model.")
+    ] = False,
+    image: Annotated[
+        Path | None, typer.Option(help="For --check: an image of what the model knows; else a drawn one.")
+    ] = None,
+) -> None:
+    """Write a model for TensorFlow Serving and C++ (SavedModel), or for phones and small computers (TFLite).
+
+    With --check the exit status is 1 if the results differ by more than rounding; of a TFLite file with numbers of fewer
+    bits the differences are told, not judged.
+    """
+    recipe = keras_seg.zoo.show(name)
+    check_own_rpn(recipe)
+    if image is not None and not check:
+        raise ValueError("--image is for --check")
+    given = {
+        "--masks": masks, "--quantize": quantize, "--select-ops": select_ops or None, "--height": height,
+        "--width": width, "--representative": representative,
+    }  # fmt: skip
+    foreign = [
+        o for o, value in given.items() if value is not None and (o == "--masks") == (format == "tflite")
+    ]
+    if foreign:
+        raise ValueError(f"{foreign[0]} is not for --format {format}")
+    if check and masks not in (None, "probabilities"):
+        raise ValueError(f"--check compares masks as probabilities, not as --masks {masks}")
+    model = keras_seg.zoo.load(recipe, weights)
+    if format == "tflite":
+        keras_seg.export.tflite(
+            model, path, quantize=quantize, select_ops=select_ops, height=height, width=width,
+            representative=representative, overwrite=overwrite,
+        )  # fmt: skip
+        size = path.stat().st_size
+        print(f"{path}: TensorFlow Lite file of {name}, {size / 1e6:.1f} MB")
+    else:
+        options = {} if masks is None else {"masks": masks}
+        keras_seg.export.saved_model(model, path, overwrite=overwrite, **options)
+        print(f"{path}: SavedModel of {name}")
+    if check:
+        _check(model, path, format, quantize, drawn_picture(model) if image is None else image)
+
+
+def _check(model: UNet | MaskRCNN, path: Path, format: Format, quantize: str | None, image: Any) -> None:
+    from keras_seg.export import comparison
+
+    if format == "tflite":
+        compared, tolerances = comparison.tflite_differences(model, path, image), comparison.TFLITE
+    else:
+        compared, tolerances = comparison.saved_model_differences(model, path, image), comparison.SAVED_MODEL
+    for what, value in compared.items():
+        unit = " px" if what in ("boxes", "keypoints") else ""
+        print(f"  {what:<20} {value:.2g}{unit}" if isinstance(value, float) else f"  {what:<20} {value}")
+    over = [] if quantize else comparison.exceeded(compared, tolerances)
+    if over:
+        print(f"differ by more than rounding: {', '.join(over)}")
+        raise typer.Exit(1)
+
+
+def drawn_picture(model: UNet | MaskRCNN, side: int = 320) -> np.ndarray:
+    """Bright discs of several sizes on a dark ground with noise: uint8 [side, side, C]."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:side, :side]
+    picture = random.normal(20, 4, (side, side))
+    for x, y, radius in random.uniform([0, 0, 6], [side, side, 24], (30, 3)):
+        picture[(columns - x) ** 2 + (rows - y) ** 2 < radius**2] += 120
+    channels = getattr(model, "input_channels", 3)
+    return np.repeat(picture.clip(0, 255).astype(np.uint8)[..., None], channels, axis=-1)

@@ -1,0 +1,126 @@
+"""`keras-seg export`, and `keras-seg evaluate` of what it wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+from detector_files import TINY
+from PIL import Image
+
+from keras_seg import models
+from keras_seg.export import comparison
+from keras_seg.instances import Instances
+from keras_seg.weights import save_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Recipes and weights of a detector and a U-Net, and three images with annotations."""
+    folder = tmp_path_factory.mktemp("models")
+    keras.utils.set_random_seed(3)
+    detector = {"builder": "mask_rcnn", "class_names": ["a", "b"], **TINY}
+    network = {
+        "builder": "unet", "input_channels": 1, "class_names": ["no", "yes"], "depth": 2, "base_channels": 4,
+        "padding": "same", "dropout": 0.0,
+    }  # fmt: skip
+    for name, block, model in (
+        ("detector", detector, models.mask_rcnn(2, class_names=["a", "b"], **TINY)),
+        ("network", network, models.unet(1, 2, depth=2, base_channels=4, padding="same")),
+    ):
+        recipe = {"schema": 1, "name": name, "summary": "for a test", "model": block}
+        if name == "network":
+            recipe["data"] = {
+                "reader": "folder",
+                "classes": {"no": 0, "yes": 255},
+                "validation_images": "v",
+                "validation_masks": "m",
+                "tile": 64,
+                "batch_size": 1,
+            }
+            recipe["training"] = {
+                "steps": 1,
+                "optimizer": {"name": "adam", "learning_rate": 1e-3},
+                "select": {"metric": "mean_iou", "mode": "max"},
+            }
+        (folder / f"{name}.yaml").write_text(json.dumps(recipe))
+        save_weights(model, folder / f"{name}.weights.h5")
+    images, annotations = [], []
+    random = np.random.default_rng(0)
+    for k, (height, width) in enumerate([(40, 60), (64, 48), (50, 50)], start=1):
+        Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{k}.png")
+        images.append({"id": k, "file_name": f"{k}.png", "height": height, "width": width})
+        annotations.append(
+            {"id": k, "image_id": k, "category_id": 1, "iscrowd": 0, "bbox": [5, 5, 20, 30], "area": 600,
+             "segmentation": [[5, 5, 25, 5, 25, 35, 5, 35]]}
+        )  # fmt: skip
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
+def given(folder, name: str) -> tuple:
+    return folder / f"{name}.yaml", "--weights", folder / f"{name}.weights.h5"
+
+
+def test_a_saved_model_is_checked_and_scores_as_its_model(run, folder, tmp_path):
+    name, *weights = given(folder, "detector")
+    status, out, _ = run("export", name, tmp_path / "1", *weights, "--check", "--image", folder / "1.png")
+    assert status == 0
+    assert re.search(r"objects +[1-9].*without counterpart +0.* boxes +\S+ px.*masks", out, re.DOTALL)
+    options = "--data", folder / "annotations.json", "--json", "--iou-type", "bbox"
+    status, own, _ = run("evaluate", name, *weights, *options)
+    assert status == 0
+    status, exported, _ = run("evaluate", tmp_path / "1", *options)
+    assert status == 0
+    assert json.loads(exported)["bbox"]["AR100"] == pytest.approx(json.loads(own)["bbox"]["AR100"], abs=1e-6)
+    assert run("export", name, tmp_path / "1", *weights)[0] == 2
+    for more, message in (
+        (("--flip",), "an exported model has one size"),
+        (("--max-detections", "9"), "gives 5 detections an image, not 9"),
+    ):
+        status, _, error = run("evaluate", tmp_path / "1", *options, *more)
+        assert status == 2 and message in error
+
+
+@pytest.mark.parametrize("format", ["savedmodel", "tflite"])
+def test_a_unet_is_checked(run, folder, tmp_path, format):
+    name, *weights = given(folder, "network")
+    sides = ("--height", "64", "--width", "64") if format == "tflite" else ()
+    status, out, error = run(
+        "export", name, tmp_path / "out", *weights, "--format", format, *sides, "--check"
+    )
+    assert status == 0, error
+    assert re.search(r"probabilities +\d", out)
+    status, _, error = run("evaluate", tmp_path / "out", "--data", folder / "annotations.json")
+    assert status == 2 and ("holds a U-Net" if format == "savedmodel" else "out") in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--quantize", "int8"], "--quantize is not for --format savedmodel"),
+        (["--format", "tflite", "--masks", "bits"], "--masks is not for --format tflite"),
+        (["--image", "a.png"], "--image is for --check"),
+        (["--check", "--masks", "bits"], "--check compares masks as probabilities, not as --masks bits"),
+        (["--masks", "none"], "masks must be"),
+    ],
+)
+def test_options_that_do_not_go_together(run, folder, tmp_path, options, message):
+    name, *weights = given(folder, "detector")
+    status, _, error = run("export", name, tmp_path / "out", *weights, *options)
+    assert status == 2 and message in error and not (tmp_path / "out").exists()
+
+
+def test_differences_count_what_has_no_counterpart():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]], np.float32)
+    one = Instances(boxes, np.array([0.9, 0.8, 0.1]), np.array([0, 1, 0]), (64, 64))
+    other = Instances(boxes[:2] + 0.25, np.array([0.7, 0.8]), np.array([0, 0]), (64, 64))
+    found = comparison.differences(one, other)
+    assert found == {"objects": 2, "without counterpart": 1, "boxes": 0.25, "scores": pytest.approx(0.2)}
+    assert comparison.exceeded(found, comparison.TFLITE) == ["scores", "without counterpart"]
+    assert comparison.exceeded(comparison.differences(one, one), comparison.SAVED_MODEL) == []
