@@ -20,6 +20,7 @@ from keras_seg.export.tflite_networks import Exact, Treatment
 from keras_seg.export.tflite_quantization import EightBits, Ranges
 from keras_seg.models import MaskRCNN, UNet
 from keras_seg.ops.roi_align import portable
+from keras_seg.overlap_tile import border_of
 
 MODES = (None, "float16", "dynamic", "int8")
 CALIBRATION_SIDE = 512  # of images for a U-Net whose input is resizable
@@ -188,7 +189,8 @@ def _leaving(model: UNet | MaskRCNN) -> list[str]:
 
 def _convert(model: UNet | MaskRCNN, traced: Any, quantize: str | None, select_ops: bool) -> bytes:
     module = tf.Module()
-    module.function, module.weights = traced, [variable.value for variable in model.variables]
+    if select_ops:  # else weights are constants
+        module.weights = [variable.value for variable in model.variables]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         tf.saved_model.save(module, folder, {"serving_default": traced.get_concrete_function()})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
@@ -231,6 +233,7 @@ def _about(model: UNet | MaskRCNN, traced: Any, quantize: str | None, select_ops
     unet = hasattr(model, "legal_sizes")
     taken: dict[str, Any] = {"name": "images", "dtype": "uint8", "shape": shape, "range": [0, 255]}
     if unet:
+        taken |= {"context": border_of(model), "multiple": 2**model.depth}
         taken["description"] = f"An image of {shape[3]} channel(s), 0-255, as it is."
         if shape[1] is None:
             taken |= dict(

@@ -15,7 +15,7 @@ from keras_seg.export.tflite_networks import Exact, Treatment, network
 from keras_seg.export.tflite_regions import REFUSED, inverse, pool_regions, suppress
 from keras_seg.models.mask_rcnn import MaskRCNN
 from keras_seg.ops import boxes as box_ops
-from keras_seg.ops.keypoints import decode_heatmaps
+from keras_seg.ops import keypoints as keypoint_ops
 
 
 def check(model: MaskRCNN) -> None:
@@ -152,9 +152,27 @@ def _own_masks(model: MaskRCNN, logits: tf.Tensor, classes: tf.Tensor) -> tf.Ten
 
 
 def _keypoints(model: MaskRCNN, heatmaps: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """float32 [D, K, 3]."""
-    score = model.get_layer("decode_keypoints").score
-    return decode_heatmaps(heatmaps, boxes, score)
+    """`ops.keypoints.decode_heatmaps`, box by box, each of its own size. Returns float32 [D, K, 3]."""
+    extent = tf.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+    pixels = tf.math.ceil(extent)
+    side = heatmaps.shape[1]
+    columns = tf.transpose(heatmaps, [0, 3, 1, 2])  # [D, K, m, m]
+    found = []
+    for n in range(boxes.shape[0]):
+        width, height = (tf.cast(pixels[n, axis], tf.int32) for axis in (0, 1))
+        rows = tf.matmul(keypoint_ops._bicubic(height, side)[None], columns[n])  # [K, h, m]
+        enlarged = tf.matmul(rows, keypoint_ops._bicubic(width, side)[None], transpose_b=True)  # [K, h, w]
+        of_rows, of_columns = tf.reduce_max(enlarged, 2), tf.reduce_max(enlarged, 1)
+        place = tf.stack([tf.argmax(of_columns, 1, tf.int32), tf.argmax(of_rows, 1, tf.int32)], 1)
+        peak = tf.reduce_max(of_rows, 1)
+        found.append(tf.concat([tf.cast(place, tf.float32), peak[:, None]], 1))
+    found = tf.stack(found)
+    xy = boxes[:, None, :2] + (found[..., :2] + 0.5) * (extent / pixels)[:, None]
+    peak = found[..., 2]
+    if model.get_layer("decode_keypoints").score == "probability":
+        total = tf.reduce_sum(tf.exp(heatmaps - peak[:, None, None]), [1, 2])
+        peak = 1 / tf.maximum(total, keypoint_ops.SMALLEST)
+    return tf.concat([xy, peak[..., None]], -1)
 
 
 def _outputs(

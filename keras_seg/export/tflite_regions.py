@@ -152,7 +152,7 @@ def suppress(boxes: tf.Tensor, scores: tf.Tensor, iou_threshold: float, most: in
     box goes if its overlap with a better one is above the threshold.
     """
     # the operator takes "as much as", too
-    above = float(np.nextafter(np.float32(iou_threshold), np.float32(2)))
+    above = min(float(np.nextafter(np.float32(iou_threshold), np.float32(2))), 1.0)
     groups, number = scores.shape
 
     def survivors(boxes: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
