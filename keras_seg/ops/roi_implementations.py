@@ -35,7 +35,7 @@ def align(
             return _by_samples(source, places, output_size, sampling_ratio, pool)
         return (_by_bins if pool == "max" else _by_windows)(source, places, output_size)
 
-    @tf.custom_gradient
+    @sampling.own_gradient
     def cropped(*features: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             # Not crop_and_resize's own: on a processor its threads add to the same pixel without a lock, and sums

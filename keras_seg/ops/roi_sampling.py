@@ -6,7 +6,10 @@ centre of pixel i at i.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +21,31 @@ BUDGET = 2**22
 FARTHEST, OUTSIDE = 1e9, -10.0
 # A pair of counts (y, x) is one number: y * KEY + x.
 KEY = 2**15
+
+
+_gradients: ContextVar[bool] = ContextVar("gradients", default=True)
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """Inside, graphs are traced for inference: a SavedModel would keep a graph of each gradient too. Holds for the present
+    thread."""
+    token = _gradients.set(False)
+    try:
+        yield
+    finally:
+        _gradients.reset(token)
+
+
+def own_gradient(function: Callable) -> Callable:
+    """`tf.custom_gradient`; inside `without_gradients`, what the function gives first."""
+    differentiable = tf.custom_gradient(function)
+
+    @functools.wraps(function)
+    def call(*arguments: tf.Tensor) -> tf.Tensor:
+        return differentiable(*arguments) if _gradients.get() else function(*arguments)[0]
+
+    return call
 
 
 class Axis(NamedTuple):
@@ -126,7 +154,7 @@ def in_chunks(source: tf.Tensor, step: Step, chunks: Chunks, shape: Sequence[int
     The gradient goes to `source` and repeats the steps, so that nothing of theirs is kept for it.
     """
 
-    @tf.custom_gradient
+    @own_gradient
     def run(source: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         def forward(i: tf.Tensor, result: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             rows = chunks.rows(i)
@@ -268,7 +296,7 @@ def spread(weights: tf.Tensor, groups: int | tf.Tensor) -> tf.Tensor:
     return weights[:, None] * tf.cast(tf.range(groups)[:, None] == owner, tf.float32)
 
 
-@tf.custom_gradient
+@own_gradient
 def first_maximum(values: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """The maximum over axis 1 of [n, T, C]; the gradient goes to the first value that reaches it."""
 

@@ -151,6 +151,12 @@ def test_other_models_and_options_are_refused(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_folders_that_cannot_be_written(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/serving/1: cannot be written"):
+        saved_model(model, tmp_path / "file" / "serving" / "1")
+
+
 def test_files_of_images(model, exported):
     images = pictures(2, 20, 30, 3)
     encoded = serve(exported, "encoded_images")
@@ -181,7 +187,7 @@ def test_empty_and_too_large_images_are_refused(tmp_path):
             serve(path)(images=tf.zeros(shape, tf.uint8))
     with pytest.raises(tf.errors.InvalidArgumentError, match="images: more than 100 pixels an image"):
         serve(path)(images=tf.zeros([1, 10, 11, 1], tf.uint8))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"more than 100 pixels; .*\] \[10 11\]"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"more than 100 pixels: .*\] \[10 11\]"):
         serve(path, "encoded_images")(image_bytes=tf.constant([file_of(pictures(10, 11, 1))]))
 
 

@@ -49,7 +49,7 @@ def file_of(image, kind="PNG"):
     return buffer.getvalue()
 
 
-def same(outputs, image, expected):
+def same(outputs, image, expected, masks=True):
     """Compares a signature's outputs for an image of the batch with Instances of all detections."""
     found = {name: value[image].numpy() for name, value in outputs.items()}
     count = found.pop("num_detections")
@@ -58,7 +58,7 @@ def same(outputs, image, expected):
     np.testing.assert_allclose(found["boxes"][:count], expected.boxes, atol=1e-2)
     np.testing.assert_allclose(found["scores"][:count], expected.scores, atol=1e-4)
     np.testing.assert_array_equal(found["classes"][:count], expected.classes)
-    if expected.mask_probabilities is not None:
+    if expected.mask_probabilities is not None and masks:
         np.testing.assert_allclose(found["masks"][:count], expected.mask_probabilities, atol=1e-4)
     if expected.keypoints is not None:
         np.testing.assert_allclose(found["keypoints"][:count, :, :2], expected.keypoints[..., :2], atol=1e-2)
@@ -95,3 +95,109 @@ def test_loaded_in_python(model, exported):
         np.testing.assert_array_equal(found.masks, expected.masks)
         assert found.names == expected.names
     assert len(next(loaded.segment(iter(images)))) == len(keras_seg.segment(model, images[0]))
+
+
+def test_pasted_masks_and_keypoints_in_torchvisions_convention(tmp_path):
+    model = detector(**TORCHVISION, keypoints=2)
+    signatures = tf.saved_model.load(str(saved_model(model, tmp_path / "1", masks="pasted"))).signatures
+    images = [pictures(40, 60, 3), pictures(70, 33, 3)]
+    outputs = signatures["encoded_images"](image_bytes=tf.constant([file_of(image) for image in images]))
+    masks = outputs.pop("masks").numpy()
+    assert (masks.dtype, masks.shape) == (np.uint8, (2, 12, 70, 60))
+    for n, image in enumerate(images):
+        expected = keras_seg.segment(model, image, score_threshold=0.0)
+        same(outputs, n, expected, masks=False)
+        height, width = image.shape[:2]
+        different = masks[n, : len(expected), :height, :width] != expected.masks
+        assert different.mean() < 1e-3  # a probability of one half may fall on either side
+        assert not masks[n, :, height:].any() and not masks[n, :, :, width:].any()
+    with pytest.raises(
+        ValueError, match="exported with masks='pasted'; `segment` needs masks='probabilities'"
+    ):
+        load(tmp_path / "1").segment(images[0])
+
+
+def test_bits_are_ready_for_run_lengths(tmp_path):
+    from pycocotools import mask as coco
+
+    model = detector(structure="c4", anchor_sizes=[16, 32], roi="warp")
+    signatures = tf.saved_model.load(str(saved_model(model, tmp_path / "1", masks="bits"))).signatures
+    image = pictures(41, 59, 3)
+    outputs = {
+        k: v.numpy()[0] for k, v in signatures["serving_default"](images=tf.constant(image[None])).items()
+    }
+    expected = keras_seg.segment(model, image, score_threshold=0.0)
+    assert outputs["masks"].shape == (12, -(-41 * 59 // 8))
+    columns = np.unpackbits(outputs["masks"], axis=1)[: len(expected), : 41 * 59].reshape(-1, 59, 41)
+    theirs = coco.encode(np.asfortranarray(columns.transpose(2, 1, 0)))
+    ours = [result["segmentation"] for result in expected.to_coco(1)]
+    overlap = coco.iou(theirs, ours, [0] * len(ours)).diagonal()
+    assert (overlap[coco.area(ours) > 0] > 0.99).all()
+
+
+@pytest.fixture
+def rpn():
+    return mask_rcnn(1, **{**SMALL, "masks": False}, rpn_only=True, structure="dc5", anchor_sizes=[16, 32])
+
+
+def test_an_rpn_gives_proposals(rpn, tmp_path):
+    path = saved_model(rpn, tmp_path / "1")
+    image = pictures(40, 60, 3)
+    outputs = tf.saved_model.load(str(path)).signatures["serving_default"](images=tf.constant(image[None]))
+    assert "masks" not in outputs and outputs["boxes"].shape == (1, 40, 4)
+    same(outputs, 0, keras_seg.segment(rpn, image, score_threshold=0.0), masks=False)
+
+
+def test_different_detections_are_refused(rpn, tmp_path, monkeypatch):
+    from keras_seg.export import detection_graph, folding
+
+    other = mask_rcnn(**rpn.arguments)
+    monkeypatch.setattr(detection_graph, "folded", lambda model, **options: folding.folded(other, **options))
+    with pytest.raises(
+        RuntimeError, match="finds [0-9]+% of what the Keras model finds, .* nothing was written"
+    ):
+        saved_model(rpn, tmp_path / "1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_found_in(exported):
+    signatures = tf.saved_model.load(str(exported)).signatures
+    for shape in ([0, 5, 5, 3], [1, 5, 0, 3]):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="images: there are none, or they are empty"):
+            signatures["serving_default"](images=tf.zeros(shape, tf.uint8))
+    most = 2**24 * 4 // 9  # the network sees each side by the scale of 1.5
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"more than {most} pixels an image"):
+        signatures["serving_default"](images=tf.zeros([1, 2, most // 2 + 1, 3], tf.uint8))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image_bytes: there are none"):
+        signatures["encoded_images"](image_bytes=tf.constant([], tf.string))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="neither a JPEG nor a PNG"):
+        signatures["encoded_images"](image_bytes=tf.constant([file_of(pictures(9, 9, 3)), b"nothing"]))
+
+
+def test_what_the_model_says_of_itself(model, exported):
+    about = load(exported).about
+    assert about["name"] == "small" and about["class_names"] == ["a", "b", "c"] and about["classes"] == 3
+    assert about["keras_seg"] == keras_seg.__version__ and about["licence"] is None
+    assert about["outputs"]["masks"] == {"dtype": "float32", "shape": ["B", 12, 28, 28]}
+    assert about["signatures"] == ["encoded_images", "serving_default"]
+    recipe = about["recipe"]["model"]
+    assert recipe.pop("builder") == "mask_rcnn" and mask_rcnn(**recipe).get_config()["scale"] == 1.5
+
+
+def test_a_published_licence_is_told(tmp_path):
+    from keras_seg.export import metadata
+
+    model = detector(name="maskrcnn_r50_fpn")
+    about = metadata.describe(model, {})
+    assert about["licence"] == "CC BY-SA 3.0" and about["recipe"]["published"]["format"] == "detectron2"
+
+
+def test_no_more_weights_than_inference_needs(model, exported):
+    """Folded or not, nothing is kept twice, and no custom operation is there."""
+    reader = tf.train.load_checkpoint(str(exported / "variables/variables"))
+    sizes = [
+        np.prod(shape)
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if "CHECKPOINTABLE" not in name
+    ]
+    assert sum(sizes) == sum(np.prod(weight.shape) for weight in model.weights if weight.dtype == "float32")
