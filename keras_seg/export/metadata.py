@@ -11,23 +11,25 @@ from keras_seg import zoo
 
 FILE = "keras_seg.json"
 FORMAT = 1
+OWN_LICENCE = "Apache-2.0"  # of the weights that come with the package, as their cards say
 
 
-def describe(model: Any, outputs: dict[str, Any], **more: Any) -> dict[str, Any]:
+def describe(model: Any, outputs: dict[str, Any], licence: str | None = None, **more: Any) -> dict[str, Any]:
     """Name, format version, classes, recipe, version of keras_seg, licence of the weights, the table of outputs.
 
-    outputs: name to tensor specification. more: other fields. The recipe is that of the zoo with the model's own arguments;
-    where the zoo has none of this name, these alone.
+    outputs: name to tensor specification. licence: None for that of the zoo's weights of this name, if `zoo.load` has loaded
+    weights. more: other fields. The recipe is that of the zoo with the model's own arguments; where the zoo has none of this
+    name, these alone.
     """
     arguments = {key: value for key, value in model.get_config().items() if key not in ("name", "training")}
     builder = "unet" if hasattr(model, "legal_sizes") else "mask_rcnn"
     recipe: dict[str, Any] = {"name": model.name, "model": {"builder": builder, **arguments}}
-    licence = None
     if model.name in zoo.list():
         known = zoo.show(model.name)
         fields = known.model_dump(mode="json", by_alias=True, exclude_unset=True)
         recipe = {**fields, "model": recipe["model"]}
-        licence = known.published.licence if known.published else None
+        if licence is None and getattr(model, "loaded", None) is not None:
+            licence = known.published.licence if known.published else OWN_LICENCE if known.weights else None
     return {
         "name": model.name,
         "format": FORMAT,
@@ -55,8 +57,12 @@ def read(path: Path) -> dict[str, Any]:
     file = path / "assets" / FILE
     if not file.is_file():
         raise ValueError(f"{path}: has no assets/{FILE}, so keras_seg.export.saved_model did not write it")
-    about = json.loads(file.read_text())
-    if about["format"] > FORMAT:
+    try:
+        about = json.loads(file.read_text())
+        later = about["format"] > FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: damaged ({error!r})") from None
+    if later:
         raise ValueError(
             f"{path}: written by keras_seg {about['keras_seg']} in format {about['format']}, and this version reads "
             f"{FORMAT}: install a newer keras_seg"

@@ -38,6 +38,7 @@ def saved_model(
     most_pixels: int | None = None,
     winograd: bool = True,
     warmup_sizes: Sequence[tuple[int, int]] | None = None,
+    licence: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a SavedModel, load it back and compare the two, then put it in place.
@@ -76,6 +77,7 @@ def saved_model(
         winograd: 3x3 convolutions by Winograd's filtering: faster on processors. False for a server with a GPU.
         warmup_sizes: heights and widths of images that TensorFlow Serving runs through each signature when it loads the model
             (`warmup`). None: one, of the size that the network is meant for. (): none.
+        licence: of the weights. None: that of the zoo's model of this name, which is not that of weights of your own.
         overwrite: replace a SavedModel at `path`.
 
     Returns: the path. Until it is complete, nothing of it is there.
@@ -111,9 +113,8 @@ def saved_model(
                 signatures = detection_graph.signatures(model, masks, most_pixels, winograd=winograd)
                 more = {"masks": masks if model.masks else None, "convention": model.convention}
         outputs = signatures["serving_default"].structured_outputs
-        about = metadata.describe(
-            model, outputs, most_pixels=most_pixels, signatures=sorted(signatures), **more
-        )
+        more |= {"most_pixels": most_pixels, "signatures": sorted(signatures)}
+        about = metadata.describe(model, outputs, licence, **more)
         _write(signatures, about, fresh)
         warmup.write(fresh, model.name, signatures, _warmup_sizes(model, warmup_sizes))
         _check_same(model, fresh)

@@ -184,12 +184,16 @@ def test_what_the_model_says_of_itself(model, exported):
     assert recipe.pop("builder") == "mask_rcnn" and mask_rcnn(**recipe).get_config()["scale"] == 1.5
 
 
-def test_a_published_licence_is_told(tmp_path):
+def test_the_licence_is_that_of_the_weights():
     from keras_seg.export import metadata
 
     model = detector(name="maskrcnn_r50_fpn")
+    assert metadata.describe(model, {})["licence"] is None  # fresh weights
+    model.loaded = "a report"
     about = metadata.describe(model, {})
     assert about["licence"] == "CC BY-SA 3.0" and about["recipe"]["published"]["format"] == "detectron2"
+    assert metadata.describe(model, {}, "mine")["licence"] == "mine"
+    assert metadata.describe(keras_seg.zoo.load("unet_isbi2012"), {})["licence"] == "Apache-2.0"
 
 
 def test_no_more_weights_than_inference_needs(model, exported):
