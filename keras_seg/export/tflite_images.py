@@ -60,11 +60,10 @@ def fit_slice(model: UNet, image: Any, height: int, width: int, name: str = "ima
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.size == 0:
         raise ValueError(f"{name}: shape {list(pixels.shape)}; an image is [H, W] or [H, W, C]")
-    values = overlap_tile.match_channels(
-        to_float(pixels, name=name, may_be_constant=True), model.input_channels
-    )
-    if values.shape[-1] != model.input_channels:
-        raise ValueError(f"{name}: {values.shape[-1]} channels, but the model takes {model.input_channels}")
+    given, wanted = pixels.shape[-1], model.input_channels
+    if given != wanted and {given, wanted} != {1, 3}:
+        raise ValueError(f"{name}: {given} channels, but the model takes {wanted}")
+    values = overlap_tile.match_channels(to_float(pixels, name=name, may_be_constant=True), wanted)
     rows, columns = (
         overlap_tile._mirrored(np.arange(side) + max(0, (given - side) // 2), given)
         for side, given in zip((height, width), values.shape[:2], strict=True)
