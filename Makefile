@@ -6,7 +6,7 @@ DATA ?= ../shared/data
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8 nuclei)
+BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8 nuclei export tflite)
 
 .PHONY: install test lint demo bench-data bench claims prove-training native train-isbi train-nuclei wheel clean $(BENCHES)
 
