@@ -108,7 +108,7 @@ def tflite(
 
 def _sides(model: UNet | MaskRCNN, height: int | None, width: int | None) -> tuple[int | None, int | None]:
     if hasattr(model, "legal_sizes"):
-        tflite_unet.check_size(model, height, width)
+        tflite_unet.check_size(height, width)
         return height, width
     multiple = model.size_divisor
     default = -(-model.short_side // multiple) * multiple

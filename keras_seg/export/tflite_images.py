@@ -28,12 +28,13 @@ def representative_images(
 
     Raises FileNotFoundError: no such folder. ValueError: no image, or one that cannot be read.
     """
-    images = list(_images(model, source))
+    images = _spread(list(_images(model, source)))
     if not images:
         raise ValueError("tflite: representative: there are no images")
-    spread = np.unique(np.linspace(0, len(images) - 1, MOST_IMAGES).round().astype(int))
     fit = fit_slice if hasattr(model, "legal_sizes") else fit_photograph
-    return [fit(model, images[n], height, width, f"representative image {n}")[None] for n in spread]
+    return [
+        fit(model, image, height, width, f"representative image {n}")[None] for n, image in enumerate(images)
+    ]
 
 
 def fit_photograph(model: MaskRCNN, image: Any, height: int, width: int, name: str = "image") -> np.ndarray:
@@ -73,10 +74,10 @@ def fit_slice(model: UNet, image: Any, height: int, width: int, name: str = "ima
 
 def _images(model: UNet | MaskRCNN, source: str | Path | Iterable[Any]) -> Iterator[Any]:
     is_unet = hasattr(model, "legal_sizes")
-    items = _files(model, Path(source)) if isinstance(source, str | Path) else source
-    for item in items:
+    items = _files(model, Path(source)) if isinstance(source, str | Path) else list(source)
+    for item in _spread(items):
         if is_unet and isinstance(item, str | Path):
-            yield from read_stack(item)
+            yield from _spread(list(read_stack(item)))
         else:
             yield item
 
@@ -103,5 +104,11 @@ def _image_files(place: Path) -> list[Path]:
     files = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f"{place}: holds no images ({', '.join(SUFFIXES)})")
-    # enough to choose from; reading all of a large folder's would take long
-    return [files[n] for n in np.unique(np.linspace(0, len(files) - 1, MOST_IMAGES).round().astype(int))]
+    return files
+
+
+def _spread(items: list[Any]) -> list[Any]:
+    """At most MOST_IMAGES of them, from first to last."""
+    if len(items) <= MOST_IMAGES:
+        return items
+    return [items[n] for n in np.linspace(0, len(items) - 1, MOST_IMAGES).round().astype(int)]

@@ -99,9 +99,7 @@ class GroupNorm(layers.Layer):
         self.epsilon = layer.epsilon
         self.gamma = layer.gamma.numpy() if layer.scale else np.ones(channels, np.float32)
         self.beta = layer.beta.numpy() if layer.center else np.zeros(channels, np.float32)
-        same_group = np.equal.outer(*2 * [np.arange(channels) * layer.groups // channels])
-        # [C, C]: a product with it is the mean of each channel's group
-        self.group_mean = (same_group * layer.groups / channels).astype(np.float32)
+        self.groups = layer.groups  # 1 to as many as channels, since it is built
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """x: [B, H, W, C]. Returns the same shape."""
@@ -110,8 +108,11 @@ class GroupNorm(layers.Layer):
         return centred * scale + self.beta
 
     def _means(self, x: tf.Tensor) -> tf.Tensor:
-        means = tf.matmul(tf.reduce_mean(x, [1, 2]), self.group_mean)
-        return means[:, None, None]
+        """Of each channel its group's mean, [B, 1, 1, C]. No product with a constant, which would be rounded to 8 bits."""
+        channels = self.gamma.shape[0]
+        means = tf.reshape(tf.reduce_mean(x, [1, 2]), [-1, self.groups, channels // self.groups])
+        means = tf.reduce_mean(means, 2, keepdims=True) * np.ones(means.shape[2], np.float32)
+        return tf.reshape(means, [-1, 1, 1, channels])
 
     def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return shape

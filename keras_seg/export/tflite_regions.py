@@ -104,18 +104,15 @@ def _taps(
     start, _, size, samples, length = (values[:, None, None] for values in axis)
     first, count = window
     taps = first + tf.range(0.0, tf.reduce_max(count), 1.0)[None]
-    most = tf.constant(float(ratio)) if ratio else tf.maximum(tf.reduce_max(axis.ratio), 1.0)
-    number = (
-        tf.range(0.0, most, 1.0)[None, None] if not ratio else np.arange(ratio, dtype=np.float32)[None, None]
-    )
+    most = float(ratio) if ratio else tf.maximum(tf.reduce_max(axis.ratio), 1.0)
+    number = tf.range(0.0, most, 1.0)[None, None]
     divisor = tf.maximum(samples, 1.0)
     bin_start = start + sampling.bin_numbers(bins)[None, :, None] * size
     position = bin_start + (number + 0.5) * size / divisor  # [n, bins, R]
     counts = (number < samples) & (position >= -1.0) & (position <= length)
     clamped = tf.clip_by_value(position, 0.0, length - 1)
-    distance = tf.abs(
-        tf.expand_dims(clamped, 2) - tf.expand_dims(tf.expand_dims(taps, 1), 3)
-    )  # [n, bins, T, R]
+    pixel = tf.expand_dims(tf.expand_dims(taps, 1), 3)
+    distance = tf.abs(tf.expand_dims(clamped, 2) - pixel)  # [n, bins, T, R]
     near = tf.maximum(1.0 - distance, 0.0) * tf.expand_dims(tf.cast(counts, tf.float32), 2)
     weights = tf.reduce_sum(near, -1) / divisor
     return tf.cast(tf.minimum(taps, axis.length[:, None] - 1), tf.int32), weights

@@ -13,7 +13,7 @@ from keras_seg.export.tflite_networks import Treatment, network
 from keras_seg.models.unet import UNet
 
 
-def check_size(model: UNet, height: int | None, width: int | None) -> None:
+def check_size(height: int | None, width: int | None) -> None:
     """ValueError: sides that are not positive, or one given and the other not."""
     if (height is None) != (width is None):
         raise ValueError(f"tflite: height and width go together, got {height!r} and {width!r}")
@@ -43,21 +43,17 @@ def segmenter(
     exact = overlap_tile.without_surplus(model)
     functional, surplus = network(exact, treatment, model.name), _surplus(model, exact)
     border = overlap_tile.border_of(model)
-    sides = [None if side is None else _with_border(model, side) for side in (height, width)]
 
     def segment(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        for axis, (side, whole) in enumerate(zip((height, width), sides, strict=True), 1):
-            if side is None:
-                continue
-            lines = overlap_tile._mirrored(np.arange(-border, whole - border), side).astype(np.int32)
-            images = tf.gather(images, lines, axis=axis)
-        x = tf.cast(images, tf.float32)
         if height is None:
-            x = tf.pad(x, [[0, 0], [border, border], [border, border], [0, 0]], "REFLECT")
-        y = functional(x)
-        # a fixed image may have been enlarged at its end, besides
-        if height is None:
+            x = tf.cast(images, tf.float32)
+            y = functional(tf.pad(x, [[0, 0], [border, border], [border, border], [0, 0]], "REFLECT"))
             return {"probabilities": y[:, surplus:-surplus, surplus:-surplus] if surplus else y}
+        for axis, side in ((1, height), (2, width)):
+            # mirrored by so much more at its end that the size is legal
+            places = np.arange(-border, _with_border(model, side) - border)
+            images = tf.gather(images, overlap_tile._mirrored(places, side).astype(np.int32), axis=axis)
+        y = functional(tf.cast(images, tf.float32))
         return {"probabilities": y[:, surplus : surplus + height, surplus : surplus + width]}
 
     return segment

@@ -11,10 +11,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
+from PIL import Image
 
 from keras_seg import models
 from keras_seg.export import tflite_metadata
 from keras_seg.export.tflite import tflite
+from keras_seg.export.tflite_images import representative_images
 from keras_seg.segment import segment
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs ai-edge-litert")
@@ -273,6 +276,39 @@ def test_wrong_options_of_detectors(tmp_path, arguments, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         tflite(detector(**arguments), tmp_path / "detector.tflite", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_representative_images_are_those_of_the_recipe_or_of_a_folder(tmp_path):
+    stack = noise(40, 30, 24)
+    tifffile.imwrite(tmp_path / "train-volume.tif", stack)
+    Image.fromarray(noise(30, 24)).save(tmp_path / "other.png")
+    # zoo/unet_isbi2012.yaml names the volume; 32 of its slices, from the first to the last, their middle
+    found = representative_images(unet(depth=1, name="unet_isbi2012"), tmp_path, 20, 20)
+    assert len(found) == 32 and {(image.shape, image.dtype) for image in found} == {
+        ((1, 20, 20, 1), np.dtype("uint8"))
+    }
+    np.testing.assert_array_equal(found[0][0, ..., 0], stack[0, 5:25, 2:22])
+    np.testing.assert_array_equal(found[-1][0, ..., 0], stack[-1, 5:25, 2:22])
+    # another model's recipe is unknown: all images
+    assert len(representative_images(unet(depth=1, name="mine"), tmp_path, 20, 20)) == 32
+    assert len(representative_images(unet(depth=1), [tmp_path / "other.png", stack[3]], 20, 20)) == 2
+
+
+def test_representative_images_of_a_detector_are_resized_and_padded():
+    model = detector(scale=2.0)
+    image = np.full((10, 15, 3), 200, np.uint8)
+    (found,) = representative_images(model, [image], 32, 64)
+    assert (found[0, :20, :30] == 200).all()
+    assert (found[0, 20:] == [124, 116, 104]).all() and (found[0, :, 30:] == [124, 116, 104]).all()
+    (smaller,) = representative_images(model, [image], 32, 24)  # does not fit
+    assert (smaller[0, :16] == 200).all() and (smaller[0, 16:] == [124, 116, 104]).all()
+
+
+def test_select_ops_bring_in_other_operators(tmp_path):
+    model = detector(rpn_only=True, masks=False, classes=1, detections=4, proposals=8)
+    path = tflite(model, tmp_path / "flex.tflite", height=32, width=32, select_ops=True)
+    assert "CUSTOM" in operators(path)
+    assert tflite_metadata.read(path.read_bytes())["select_ops"]
 
 
 def test_representative_folders(tmp_path):
