@@ -102,9 +102,16 @@ def add_model(
 ) -> Path:
     """Writes folder/NAME.tflite and puts its description into the folder's index, in place of that of the same name.
 
-    height, width: of the network's input, pixels; None: as the model wants. quantize: of `export.tflite`. example: its "file" in the
-    folder and "credit". Returns the TFLite file's path. Errors are those of `export.tflite`.
+    height, width: of the network's input, pixels; None: as the model wants. quantize: of `export.tflite`. example: its
+    "file" in the folder and "credit". Returns the TFLite file's path.
+
+    ValueError: a detector in float32, an illegal size; and what `export.tflite` raises.
     """
+    if quantize is None and not hasattr(model, "legal_sizes"):
+        raise ValueError(
+            f"{model.name}: in float32 LiteRT for web (2.5.3) finds other objects from the second image on; use "
+            'quantize="float16"'
+        )
     folder.mkdir(parents=True, exist_ok=True)
     size = input_size(model, height, width)
     path = folder / f"{model.name}.tflite"

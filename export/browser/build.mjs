@@ -1,7 +1,7 @@
 // Builds the page into dist/ (or the folder given): `node build.mjs [FOLDER] [--standalone]`.
 //
-// dist/ holds the page, LiteRT's runtime from node_modules and the models of models/ (add_model.py). With --standalone it holds one
-// keras_seg.html instead, with everything inside, which opens without a server.
+// dist/ holds the page, LiteRT's runtime from node_modules and the models of models/ (add_model.py). With
+// --standalone it holds one keras_seg.html instead, with everything inside, which opens without a server.
 
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -57,7 +57,9 @@ for (const name of entries.flatMap(({ file, example }) => [file, example?.file])
 const page = bundle("main.js");
 const style = readFileSync(join(here, "style.css"), "utf8");
 const fields = {
-  policy: Object.entries(POLICY).map((pair) => pair.join(" ")).join("; "),
+  policy: Object.entries(POLICY)
+    .map((pair) => pair.join(" "))
+    .join("; "),
   style: standalone ? `<style>${style}</style>` : '<link rel="stylesheet" href="style.css" />',
   scripts: standalone ? inside(assets) + inline(page) : '<script src="main.js" defer></script>',
 };
@@ -65,9 +67,11 @@ const html = readFileSync(join(here, "index.html"), "utf8")
   .replace("<html ", `<html data-runtimes="${runtimes.join(" ")}" `)
   .replace(/\{\{(\w+)\}\}/g, (_, name) => fields[name]);
 
-rmSync(folder, { recursive: true, force: true });
+if (folder === join(here, "dist")) rmSync(folder, { recursive: true, force: true });
 mkdirSync(folder, { recursive: true });
-const files = standalone ? { "keras_seg.html": html } : { ...assets, "index.html": html, "main.js": page, "style.css": style };
+const files = standalone
+  ? { "keras_seg.html": html }
+  : { ...assets, "index.html": html, "main.js": page, "style.css": style };
 for (const [name, content] of Object.entries(files)) writeFileSync(join(folder, name), content);
 for (const [name, content] of Object.entries(files)) {
   console.log(`${(Buffer.byteLength(content) / 1e6).toFixed(2).padStart(8)} MB  ${join(folder, name)}`);

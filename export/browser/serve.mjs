@@ -1,5 +1,5 @@
-// The built page on this machine, for a look at it: `node serve.mjs [FOLDER] [PORT]`. It needs no such server, any that gives out
-// files will do; the two headers below let the runtime use several threads.
+// The built page on this machine, for a look at it: `node serve.mjs [FOLDER] [PORT]`. It needs no such server, any
+// that gives out files will do; the two headers below let the runtime use several threads.
 
 import { createReadStream, statSync } from "node:fs";
 import { createServer } from "node:http";
@@ -7,8 +7,12 @@ import { dirname, extname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const TYPES = {
-  ".css": "text/css", ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".json": "application/json",
-  ".png": "image/png", ".wasm": "application/wasm",
+  ".css": "text/css",
+  ".html": "text/html; charset=utf-8",
+  ".js": "text/javascript",
+  ".json": "application/json",
+  ".png": "image/png",
+  ".wasm": "application/wasm",
 };
 const ISOLATION = {
   "Cross-Origin-Opener-Policy": "same-origin",

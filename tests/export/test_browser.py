@@ -22,6 +22,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "export" / "browser"
 CHROMIUMS = ("chromium", "chromium-headless-shell", "google-chrome")
 NUMBERS = 2e-5  # of float32 probabilities: another order of sums, and fused multiplications in WebAssembly
 HALF = 5e-3  # with kernels stored in half precision; 2e-5 on average
+BOXES, SCORES = 0.5, 1e-2  # pixels; kernels in half precision
 PHONE = {
     "viewport": {"width": 360, "height": 640},
     "hasTouch": True,
@@ -256,6 +257,87 @@ def test_the_shipped_unet_on_an_unseen_slice(session, source, add_model, built, 
     expected = keras_seg.segment(model, folder / example["file"], rotations=1)
     assert np.abs(found - expected).max() < HALF
     assert 40 < instances(found[..., 1]).max() < 300
+
+
+@pytest.fixture(scope="module")
+def nuclei(session, source, add_model, built) -> tuple[str, keras.Model]:
+    """The address of a page with the nuclei model, and the model."""
+    model = zoo.load("maskrcnn_nuclei")
+    add_model.add_model(model, source / "models")
+    _build(source, built / "nuclei")
+    return session("serve", str(built / "nuclei"), False), model
+
+
+def _detections(session, path: Path, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes [N, 4], scores [N] and masks [N, H, W] that the page saves."""
+    assert session.segment(path) == ""
+    name = session("download", "#save-numbers", str(folder / "found.json"))
+    assert name == f"{path.stem}_maskrcnn_nuclei.json"
+    found = json.loads((folder / "found.json").read_text())["detections"]
+    assert {(one["class"], one["name"]) for one in found} == {(0, "nucleus")}
+    assert session.text("#summary") == f"{len(found)} × nucleus"
+    masks = []
+    for one in found:
+        size, counts = one["segmentation"]["size"], one["segmentation"]["counts"]
+        masks.append(np.repeat(np.arange(len(counts)) % 2, counts).reshape(size[::-1]).T.astype(bool))
+    return np.array([one["box"] for one in found]), np.array([one["score"] for one in found]), np.array(masks)
+
+
+def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of masks [N, H, W] and [M, H, W], the shares of unions, [N, M]."""
+    a, b = (m.reshape(len(m), -1).astype(np.float32) for m in (a, b))
+    both = a @ b.T
+    return both / (a.sum(1)[:, None] + b.sum(1) - both)
+
+
+def test_nuclei_are_those_of_python(session, nuclei, shared, tmp_path):
+    address, model = nuclei
+    small = shared / "data" / "nuclei" / "val" / "2e172afb1f43b359.png"  # 256 x 256: one window
+    large = shared / "data" / "nuclei" / "val" / "df53d0b6c2c4e45d.png"  # 260 x 347: four windows
+    session("visit", address)
+    session("selectOption", "#model", "maskrcnn_nuclei")
+    boxes, scores, masks = _detections(session, small, tmp_path)
+    expected = keras_seg.segment(model, small)
+    assert len(expected) > 30
+    # those at the threshold may be on either side of it
+    sure = np.flatnonzero(expected.scores > 0.5 + SCORES)
+    overlaps = _overlaps(expected.masks[sure], masks)
+    match = overlaps.argmax(1)
+    assert len(set(match)) == len(sure)
+    assert len(scores) <= np.sum(expected.scores > 0.5 - SCORES)
+    np.testing.assert_allclose(boxes[match], expected.boxes[sure], atol=BOXES)
+    np.testing.assert_allclose(scores[match], expected.scores[sure], atol=SCORES)
+    assert overlaps.max(1).min() > 0.97
+
+    found = _detections(session, large, tmp_path)
+    expected = keras_seg.segment(model, large, max_detections=400)
+    sure = np.flatnonzero(expected.scores > 0.7)
+    assert len(sure) > 40
+    # windows have statistics of their own in group normalisation
+    assert np.mean(_overlaps(expected.masks[sure], found[2]).max(1) > 0.7) > 0.9
+    among = _overlaps(found[2], found[2]) - np.eye(len(found[2]))
+    assert among.max() < 0.75  # none twice; in Python, some masks overlap by 0.6
+    assert abs(len(found[1]) - len(expected)) < 0.15 * len(expected)
+
+    # LiteRT keeps what it has computed with: a second time, everything is as it was
+    for path, before in ((small, (boxes, scores, masks)), (large, found)):
+        for again, first in zip(_detections(session, path, tmp_path), before, strict=True):
+            np.testing.assert_array_equal(again, first)
+
+
+def test_detectors_in_float32_are_refused(add_model, nuclei, tmp_path):
+    with pytest.raises(ValueError, match='maskrcnn_nuclei: in float32 LiteRT .* use quantize="float16"'):
+        add_model.add_model(nuclei[1], tmp_path, quantize=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_that_do_not_go_on_are_refused(add_model, networks, tmp_path):
+    for side in (48, 63):
+        with pytest.raises(
+            ValueError, match=f"small_same: an input of {side} x {side} pixels; sides must be at least 52"
+        ):
+            add_model.add_model(networks["small_same"], tmp_path, height=side, width=side)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the page --------------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ export async function readAsset(name, onProgress = () => {}, signal = undefined)
     size += value.length;
     onProgress(size, total);
   }
-  if (total && size !== total) throw new Error(`${name} was cut off after ${size} of ${total} bytes. Load the page again.`);
+  if (total && size !== total)
+    throw new Error(`${name} was cut off after ${size} of ${total} bytes. Load the page again.`);
   return new Blob(parts).arrayBuffer();
 }
 

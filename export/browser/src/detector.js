@@ -1,5 +1,5 @@
-// A detector over an image of any size: what keras_seg.segment gives where the resized image is the network's input, and
-// close to it elsewhere.
+// A detector over an image of any size: what keras_seg.segment gives where the resized image is the network's input,
+// and close to it elsewhere.
 //
 // Where a pixel is a length (model.scale), larger images go through in overlapping windows; others are made to fit.
 
@@ -8,11 +8,12 @@ import { resize, roundToEven } from "./resize.js";
 
 const OVERLAP = 0.25; // of a window's side: objects up to that size are whole in one of the windows
 const EDGE = 2; // pixels; boxes nearer to a window's inner border may be cut off by it
-const SAME_OBJECT = 0.5; // overlap of two boxes, in shares of their union or of the cut one, above which they are one object
+// Two boxes that overlap by more are one object: in shares of their union, or of the one that is cut off.
+const SAME_OBJECT = 0.5;
 
 // picture: {width, height, rgba}; network: of runtime.js; model: an entry of models.json; onProgress(done, total).
-// Returns by falling score {boxes: Float32Array [4 N] in pixels of the picture, scores [N], classes: Int32Array [N]} and, with masks,
-// {masks: Float32Array [N * maskSide ** 2], maskSide}.
+// Returns by falling score {boxes: Float32Array [4 N] in pixels of the picture, scores [N], classes: Int32Array [N]}
+// and, with masks, {masks: Float32Array [N * maskSide ** 2], maskSide}.
 export async function runDetector(picture, network, model, _options, onProgress) {
   const pixels = channelsOf(picture.rgba, 3, Uint8Array);
   const size = resizedSize(picture, network.input, model);
@@ -34,7 +35,10 @@ export async function runDetector(picture, network, model, _options, onProgress)
 
 // The picture's sides when the network sees it.
 export function resizedSize({ height, width }, input, model) {
-  const scaled = (factor, round) => ({ height: Math.max(1, round(height * factor)), width: Math.max(1, round(width * factor)) });
+  const scaled = (factor, round) => ({
+    height: Math.max(1, round(height * factor)),
+    width: Math.max(1, round(width * factor)),
+  });
   if (model.scale) return scaled(model.scale, roundToEven);
   // whole, whatever rounding does
   const { height: h, width: w } = scaled(Math.min(input.height / height, input.width / width), Math.round);
@@ -68,7 +72,8 @@ function detections(outputs, { top, left }, size, input, cells) {
   return Array.from({ length: count }, (_, k) => {
     const [x1, y1, x2, y2] = outputs.boxes.values.subarray(4 * k, 4 * k + 4);
     const cut =
-      (left > 0 && x1 < EDGE) || (top > 0 && y1 < EDGE) ||
+      (left > 0 && x1 < EDGE) ||
+      (top > 0 && y1 < EDGE) ||
       (left + input.width < size.width && x2 > input.width - EDGE) ||
       (top + input.height < size.height && y2 > input.height - EDGE);
     return {

@@ -21,14 +21,15 @@ export class Engine {
     return this.#model;
   }
 
-  // onProgress({loading: true, done, total}) in bytes while it loads, and ({loading: false, done, total}) in passes of the network.
-  // Returns what unet.js or detector.js does. Loads what is not loaded yet.
+  // onProgress({loading: true, done, total}) in bytes while it loads, and ({loading: false, done, total}) in passes
+  // of the network. Returns what unet.js or detector.js does. Loads what is not loaded yet.
   async run(picture, options, onProgress) {
     if (!this.#worker) await this.#start((done, total) => onProgress({ loading: true, done, total }));
     return this.#ask({ type: "run", picture, options }, (done, total) => onProgress({ loading: false, done, total }));
   }
 
-  // Ends what is under way, whose promise is rejected with `reason`; the next run loads again, from the browser's cache.
+  // Ends what is under way, whose promise is rejected with `reason`; the next run loads again, from the browser's
+  // cache.
   stop(reason = new Stopped()) {
     this.#loading?.abort(reason);
     this.#worker?.terminate();
@@ -75,12 +76,16 @@ function readAll(names, onProgress, signal) {
   const parts = names.map(() => ({ size: 0, total: 0 }));
   return Promise.all(
     names.map((name, k) =>
-      readAsset(name, (size, total) => {
-        parts[k] = { size, total };
-        const known = parts.every((part) => part.total > 0);
-        const sum = (field) => parts.reduce((all, part) => all + part[field], 0);
-        onProgress(sum("size"), known ? sum("total") : 0);
-      }, signal),
+      readAsset(
+        name,
+        (size, total) => {
+          parts[k] = { size, total };
+          const known = parts.every((part) => part.total > 0);
+          const sum = (field) => parts.reduce((all, part) => all + part[field], 0);
+          onProgress(sum("size"), known ? sum("total") : 0);
+        },
+        signal,
+      ),
     ),
   );
 }
@@ -97,8 +102,8 @@ async function variantOfRuntime() {
   return { name: "litert_wasm_compat_internal", threads: 0 };
 }
 
-// Workers and their scripts come from the page itself: they are under its content security policy, which a worker fetched from a
-// server would not be, and they work in a page opened as a file.
+// Workers and their scripts come from the page itself: they are under its content security policy, which a worker
+// fetched from a server would not be, and they work in a page opened as a file.
 function scriptUrl(bytes) {
   return URL.createObjectURL(new Blob([bytes], { type: "text/javascript" }));
 }

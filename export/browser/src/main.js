@@ -34,8 +34,11 @@ async function begin() {
 }
 
 function chooseModel(model) {
+  engine?.stop(); // and its memory is free
   engine = new Engine(model);
-  element("about").textContent = [model.summary, model.license && `Licence: ${model.license}.`].filter(Boolean).join(" ");
+  element("about").textContent = [model.summary, model.license && `Licence: ${model.license}.`]
+    .filter(Boolean)
+    .join(" ");
   const versions = model.kind === "unet" && model.versions > 1 ? [1, model.versions] : [];
   element("versions").replaceChildren(
     ...versions.map((n) => new Option(n === 1 ? "One, fast" : `Mean of ${n} turned versions, best`, n)),
@@ -46,7 +49,8 @@ function chooseModel(model) {
   element("threshold").value = model.threshold;
   element("threshold-name").textContent = model.kind === "unet" ? "Threshold" : "Least score";
   element("probability-view").hidden = model.kind !== "unet";
-  if (model.kind !== "unet" && view() === "probability") document.querySelector("[name=view][value=objects]").checked = true;
+  if (model.kind !== "unet" && view() === "probability")
+    document.querySelector("[name=view][value=objects]").checked = true;
   const classes = model.kind === "unet" && model.classes.length > 2 ? model.classes : [];
   element("class").replaceChildren(...classes.map((name, k) => new Option(name, k)));
   element("class").value = model.object_class;
@@ -55,13 +59,17 @@ function chooseModel(model) {
 }
 
 function listen() {
+  element("file").onclick = () => (element("file").value = ""); // so that the same file can be chosen again
   element("file").onchange = () => element("file").files.length && open(element("file").files[0]);
   element("example").onclick = () => {
     const { file } = engine.model.example;
     open(readAsset(file).then((bytes) => new File([bytes], file, { type: "image/png" })));
   };
   element("stop").onclick = stop;
-  document.addEventListener("paste", (event) => event.clipboardData.files.length && open(event.clipboardData.files[0]));
+  document.addEventListener(
+    "paste",
+    (event) => event.clipboardData.files.length && open(event.clipboardData.files[0]),
+  );
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
     document.body.classList.add("dropping");
@@ -77,7 +85,8 @@ function listen() {
   });
   for (const id of ["threshold", "opacity", "class"]) element(id).addEventListener("input", drawSoon);
   for (const choice of document.querySelectorAll("[name=view]")) choice.addEventListener("change", drawSoon);
-  element("save-picture").onclick = () => element("canvas").toBlob((blob) => save(blob, `${stem()}_${engine.model.name}.png`));
+  element("save-picture").onclick = () =>
+    element("canvas").toBlob((blob) => save(blob, `${stem()}_${engine.model.name}.png`));
   element("save-numbers").onclick = () => {
     const { blob, ending } = result.numbers(choices());
     save(blob, `${stem()}_${engine.model.name}.${ending}`);
@@ -97,7 +106,8 @@ async function open(file) {
     if (own !== task) return;
     picture = read;
   } catch (error) {
-    if (own === task) showError(error instanceof PictureError ? error.message : `The image could not be read: ${error.message}`);
+    if (own === task)
+      showError(error instanceof PictureError ? error.message : `The image could not be read: ${error.message}`);
     return;
   }
   await segment();
@@ -112,7 +122,11 @@ async function segment() {
   showProgress("Loading the model …");
   try {
     const options = { versions: Number(element("versions").value) || 1 };
-    const numbers = await engine.run({ width, height, rgba }, options, (state) => own === task && report(state, started));
+    const numbers = await engine.run(
+      { width, height, rgba },
+      options,
+      (state) => own === task && report(state, started),
+    );
     if (own !== task) return;
     result = resultOf(engine.model, picture, numbers);
     element("progress").hidden = true;
@@ -134,9 +148,16 @@ function report({ loading, done, total }, started) {
     return;
   }
   if (done === 0) computing = performance.now();
-  const left = done > 0 && done < total ? `, about ${Math.ceil(((performance.now() - computing) / done) * (total - done) / 1000)} s left` : "";
+  const left =
+    done > 0 && done < total
+      ? `, about ${Math.ceil((((performance.now() - computing) / done) * (total - done)) / 1000)} s left`
+      : "";
   // A single pass has no progress to show: the bar runs.
-  showProgress(total === 1 ? "Segmenting …" : `Segmenting: ${done} of ${total} passes${left}`, done, total === 1 ? 0 : total);
+  showProgress(
+    total === 1 ? "Segmenting …" : `Segmenting: ${done} of ${total} passes${left}`,
+    done,
+    total === 1 ? 0 : total,
+  );
 }
 
 function showProgress(text, done = 0, total = 0) {

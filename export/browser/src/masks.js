@@ -3,8 +3,8 @@
 // A value that equals the threshold is inside; this keeps it there in spite of rounding.
 const TIE = 1e-9;
 
-// The part of an image around a mask's box: {top, left, height, width, inside: Uint8Array [height * width] of 0 and 1}.
-// mask: [cells * cells] probabilities; box: x1, y1, x2, y2 in pixels of an image with the given sides.
+// The part of an image around a mask's box: {top, left, height, width, inside: Uint8Array [height * width] of 0 and
+// 1}. mask: [cells * cells] probabilities; box: x1, y1, x2, y2 in pixels of an image with the given sides.
 export function pasteWindow(mask, cells, box, sides, convention, threshold = 0.5) {
   const y = axis(box[1], box[3], cells, sides.height, convention);
   const x = axis(box[0], box[2], cells, sides.width, convention);
@@ -56,7 +56,8 @@ function at(mask, row, column, cells) {
 
 // Cell k has its centre at first + k * spacing; the pixels start ... stop - 1 may be inside.
 function axis(low, high, cells, length, convention) {
-  if (!Number.isFinite(low) || !Number.isFinite(high) || high < low) return { first: 0, spacing: 1, start: 0, stop: 0 };
+  if (!Number.isFinite(low) || !Number.isFinite(high) || high < low)
+    return { first: 0, spacing: 1, start: 0, stop: 0 };
   let first, spacing, start, stop;
   if (convention === "torchvision") {
     const [middle, half] = [(low + high) / 2, (((high - low) / 2) * (cells + 2)) / cells];

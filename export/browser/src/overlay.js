@@ -2,7 +2,13 @@
 
 // Okabe and Ito, "Color Universal Design" (2008), without black: told apart with any kind of colour vision.
 const OKABE_ITO = [
-  [230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167],
+  [230, 159, 0],
+  [86, 180, 233],
+  [0, 158, 115],
+  [240, 228, 66],
+  [0, 114, 178],
+  [213, 94, 0],
+  [204, 121, 167],
 ];
 const LIGHTER = OKABE_ITO.map((colour) => colour.map((value) => Math.round(value * 0.45 + 255 * 0.55)));
 const DARKER = OKABE_ITO.map((colour) => colour.map((value) => Math.round(value * 0.55)));
@@ -22,8 +28,10 @@ export function paintLabels(rgba, width, height, labels, opacity) {
       const k = labels[i];
       if (k === 0) continue;
       const edge =
-        (x > 0 && labels[i - 1] !== k) || (x + 1 < width && labels[i + 1] !== k) ||
-        (y > 0 && labels[i - width] !== k) || (y + 1 < height && labels[i + width] !== k);
+        (x > 0 && labels[i - 1] !== k) ||
+        (x + 1 < width && labels[i + 1] !== k) ||
+        (y > 0 && labels[i - width] !== k) ||
+        (y + 1 < height && labels[i + width] !== k);
       const weight = edge ? 1 : opacity;
       const tint = colour(k);
       for (let c = 0; c < 3; c++) result[4 * i + c] = (1 - weight) * rgba[4 * i + c] + weight * tint[c];

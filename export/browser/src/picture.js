@@ -45,8 +45,8 @@ function checked(picture) {
   const { name, width, height } = picture;
   if (width * height > MOST_PIXELS) {
     throw new PictureError(
-      `${name} has ${width} × ${height} pixels, ${(width * height / 1e6).toFixed(1)} million; this page takes up to ` +
-        `${(MOST_PIXELS / 1e6).toFixed(1)} million. Crop it or make it smaller.`,
+      `${name} has ${width} × ${height} pixels, ${((width * height) / 1e6).toFixed(1)} million; this page takes up ` +
+        `to ${(MOST_PIXELS / 1e6).toFixed(1)} million. Crop it or make it smaller.`,
     );
   }
   return picture;

@@ -1,5 +1,5 @@
-// Resizing of RGB pixels exactly as detectors are used to it (keras_seg/data/resize.py): by Pillow's bilinear filter, which
-// averages where it shrinks, or between the four nearest pixels.
+// Resizing of RGB pixels exactly as detectors are used to it (keras_seg/data/resize.py): by Pillow's bilinear filter,
+// which averages where it shrinks, or between the four nearest pixels.
 
 const FIXED_POINT = 2 ** 22; // Pillow's weights are whole multiples of 1 / 2**22, and each axis is rounded to 8 bits
 
@@ -28,11 +28,17 @@ function triangle(before, after) {
     const centre = (k + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - reach + 0.5));
     const stop = Math.min(before, Math.trunc(centre + reach + 0.5));
-    const weights = Array.from({ length: stop - first }, (_, n) => Math.max(0, 1 - Math.abs((first + n + 0.5 - centre) / reach)));
+    const weights = Array.from({ length: stop - first }, (_, n) =>
+      Math.max(0, 1 - Math.abs((first + n + 0.5 - centre) / reach)),
+    );
     const sum = weights.reduce((a, b) => a + b, 0);
     return { first, weights: weights.map((weight) => Math.trunc(0.5 + (weight / sum) * FIXED_POINT)) };
   });
-  return { taps: exact ? null : taps, finish: (sum) => Math.min(255, Math.floor((sum + FIXED_POINT / 2) / FIXED_POINT)), Type: Uint8Array };
+  return {
+    taps: exact ? null : taps,
+    finish: (sum) => Math.min(255, Math.floor((sum + FIXED_POINT / 2) / FIXED_POINT)),
+    Type: Uint8Array,
+  };
 }
 
 function nearestTwo(before, after) {

@@ -16,14 +16,22 @@ function unetResult(model, picture, { probabilities }) {
   const classes = model.classes.length;
   const planes = new Map();
   const plane = (k) => {
-    if (!planes.has(k)) planes.set(k, Float32Array.from({ length: width * height }, (_, i) => probabilities[i * classes + k]));
+    if (!planes.has(k))
+      planes.set(
+        k,
+        Float32Array.from({ length: width * height }, (_, i) => probabilities[i * classes + k]),
+      );
     return planes.get(k);
   };
   const draw = (canvas, { view, threshold, opacity, objectClass }) => {
     const probability = plane(objectClass);
     const { labels, count } = components(probability, width, height, threshold);
     const pixels =
-      view === "image" ? rgba : view === "probability" ? paintProbability(probability) : paintLabels(rgba, width, height, labels, opacity);
+      view === "image"
+        ? rgba
+        : view === "probability"
+          ? paintProbability(probability)
+          : paintLabels(rgba, width, height, labels, opacity);
     put(canvas, pixels, width, height);
     const share = labels.reduce((sum, label) => sum + (label > 0), 0) / labels.length;
     return `${counted(count, model.classes[objectClass])}, ${Math.round(100 * share)} % of the image`;
@@ -48,7 +56,12 @@ function detectorResult(model, picture, found) {
     const shown = chosen(threshold);
     const objects = view === "objects";
     const masked = objects && found.masks;
-    put(canvas, masked ? paintLabels(rgba, width, height, labelsOfWindows(shown.map(windowOf), width, height), opacity) : rgba, width, height);
+    put(
+      canvas,
+      masked ? paintLabels(rgba, width, height, labelsOfWindows(shown.map(windowOf), width, height), opacity) : rgba,
+      width,
+      height,
+    );
     if (objects && (!masked || model.classes.length > 1)) drawBoxes(canvas, shown);
     return shown.length ? countedByClass(shown) : `Nothing with a score of ${threshold.toFixed(2)} or more`;
   };

@@ -1,9 +1,18 @@
-// TIFF files, which browsers do not open and microscopes write: uncompressed or PackBits, grey or RGB, 8 or 16 bits, one
-// image (of several the first). Tags and their numbers: TIFF 6.0 (Adobe, 1992), Part 1.
+// TIFF files, which browsers do not open and microscopes write: uncompressed or PackBits, grey or RGB, 8 or 16 bits,
+// one image (of several the first). Tags and their numbers: TIFF 6.0 (Adobe, 1992), Part 1.
 
 const TAGS = {
-  256: "width", 257: "height", 258: "bits", 259: "compression", 262: "photometric", 273: "offsets", 277: "samples",
-  278: "rows", 279: "counts", 284: "planar", 339: "format",
+  256: "width",
+  257: "height",
+  258: "bits",
+  259: "compression",
+  262: "photometric",
+  273: "offsets",
+  277: "samples",
+  278: "rows",
+  279: "counts",
+  284: "planar",
+  339: "format",
 };
 const SIZES = { 1: 1, 3: 2, 4: 4 }; // bytes of a BYTE, SHORT, LONG
 const [NO_COMPRESSION, PACK_BITS] = [1, 32773];
@@ -25,7 +34,8 @@ export function decodeTiff(buffer) {
   const [bits, samples] = [first("bits", 1), first("samples", 1)];
   const [compression, photometric] = [first("compression", NO_COMPRESSION), first("photometric", BLACK_IS_ZERO)];
   if (!width || !height || !tags.offsets) throw new Error("the TIFF file has no image");
-  if (compression !== NO_COMPRESSION && compression !== PACK_BITS) throw new Error("this page reads no compressed TIFF");
+  if (compression !== NO_COMPRESSION && compression !== PACK_BITS)
+    throw new Error("this page reads no compressed TIFF");
   if ((bits !== 8 && bits !== 16) || first("format", 1) !== 1) {
     throw new Error("this page reads TIFF of 8 or 16 bits alone, whole numbers from 0");
   }
@@ -86,7 +96,7 @@ function strips(view, tags, compression, length) {
 
 function unpackBits(packed) {
   const result = [];
-  for (let i = 0; i < packed.length; ) {
+  for (let i = 0; i < packed.length;) {
     const head = (packed[i++] << 24) >> 24;
     if (head >= 0) {
       for (let n = 0; n <= head; n++) result.push(packed[i++]);

@@ -1,10 +1,12 @@
-// How an image of any size goes through a network for images of one size, so that the joined result is that of the whole image
-// (keras_seg/overlap_tile.py): in overlapping windows, continued beyond the image by mirroring, and turned.
+// How an image of any size goes through a network for images of one size, so that the joined result is that of the
+// whole image (keras_seg/overlap_tile.py): in overlapping windows, continued beyond the image by mirroring, and
+// turned.
 
-// Windows along an axis of `length` pixels, [{start, from, to}]: of the window that starts at `start`, the pixels from ... to - 1
-// of the image are used, each pixel once. The network mirrors what it is given at its borders, so within `border` pixels of a
-// window's side its result is right only where that side is the image's. Windows start at multiples of `multiple`, where pooling has
-// the phase that it has in the whole image. The last may reach beyond the image.
+// Windows along an axis of `length` pixels, [{start, from, to}]: of the window that starts at `start`, the pixels
+// from ... to - 1 of the image are used, each pixel once. The network mirrors what it is given at its borders, so
+// within `border` pixels of a window's side its result is right only where that side is the image's. Windows start at
+// multiples of `multiple`, where pooling has the phase that it has in the whole image. The last may reach beyond the
+// image.
 export function windows(length, side, border, multiple) {
   if (side < 2 * border + multiple && side !== length) {
     throw new Error(`The model's input of ${side} pixels a side is too small for images of other sizes.`);
@@ -20,7 +22,8 @@ export function windows(length, side, border, multiple) {
   }
 }
 
-// Position on an axis of `length` pixels that is continued by mirroring, as often as it takes; border pixels are not repeated.
+// Position on an axis of `length` pixels that is continued by mirroring, as often as it takes; border pixels are not
+// repeated.
 export function mirrored(index, length) {
   const period = Math.max(2 * (length - 1), 1);
   const position = ((index % period) + period) % period;
@@ -41,8 +44,8 @@ export function cut(pixels, sides, top, left, height, width, channels) {
   return tile;
 }
 
-// The k-th symmetry of a square tile [side, side, channels]: k turns of 90 degrees counter-clockwise; from 4 on of its
-// mirror image (left to right).
+// The k-th symmetry of a square tile [side, side, channels]: k turns of 90 degrees counter-clockwise; from 4 on of
+// its mirror image (left to right).
 export function turn(tile, side, channels, k) {
   return mapped(tile, side, channels, (y, x) => {
     for (let n = 0; n < k % 4; n++) [y, x] = [x, side - 1 - y];

@@ -21,7 +21,9 @@ self.onmessage = async ({ data }) => {
       const onProgress = (done, total) => self.postMessage({ type: "progress", done, total });
       const run = model.kind === "unet" ? runUnet : runDetector;
       const result = await run(data.picture, network, model, data.options, onProgress);
-      const buffers = Object.values(result).map((value) => value.buffer).filter((buffer) => buffer instanceof ArrayBuffer);
+      const buffers = Object.values(result)
+        .map((value) => value.buffer)
+        .filter((buffer) => buffer instanceof ArrayBuffer);
       self.postMessage({ type: "result", result }, buffers);
     }
   } catch (error) {

@@ -1,5 +1,6 @@
-// Calls functions of src/ for tests: reads [[module, function, arguments], …] as JSON from standard input and writes their results, or
-// {"error": message}. Typed arrays are {"type": name, "base64": bytes} both ways; {"constructor": name} is their type itself.
+// Calls functions of src/ for tests: reads [[module, function, arguments], …] as JSON from standard input and writes
+// their results, or {"error": message}. Typed arrays are {"type": name, "base64": bytes} both ways; {"constructor":
+// name} is their type itself.
 
 import { text } from "node:stream/consumers";
 

@@ -1,6 +1,6 @@
-// A page in a headless Chromium, for tests: `node session.mjs CHROMIUM`. Reads commands from standard input, one a line, [name,
-// arguments …] as JSON; answers each with a line {"value": …} or {"error": message}. Commands are those below, or methods of
-// Playwright's page.
+// A page in a headless Chromium, for tests: `node session.mjs CHROMIUM`. Reads commands from standard input, one a
+// line, [name, arguments …] as JSON; answers each with a line {"value": …} or {"error": message}. Commands are those
+// below, or methods of Playwright's page.
 
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
@@ -12,7 +12,10 @@ import { serve } from "../serve.mjs";
 const TIMEOUT = 120_000; // ms
 
 // As root, which continuous integration often is, Chromium has no sandbox.
-const browser = await chromium.launch({ executablePath: process.argv[2], args: process.getuid() ? [] : ["--no-sandbox"] });
+const browser = await chromium.launch({
+  executablePath: process.argv[2],
+  args: process.getuid() ? [] : ["--no-sandbox"],
+});
 const servers = [];
 let page;
 let noticed;
@@ -40,11 +43,13 @@ const commands = {
   noticed: () => noticed,
   // Runs code in the page and returns its value.
   evaluate: (code) => page.evaluate(code),
-  // Waits until the code's value is true; unlike Playwright's own waiting, not in the page, whose policy forbids to make code.
+  // Waits until the code's value is true; unlike Playwright's own waiting, not in the page, whose policy forbids to
+  // make code.
   async until(code) {
     const end = Date.now() + TIMEOUT;
     while (!(await page.evaluate(code))) {
-      if (Date.now() > end) throw new Error(`waited in vain for ${code}; the page says: ${await page.innerText("main")}`);
+      if (Date.now() > end)
+        throw new Error(`waited in vain for ${code}; the page says: ${await page.innerText("main")}`);
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
   },
