@@ -53,7 +53,7 @@ def test_the_numbers_of_segment_at_any_size(model, exported, shape):
     "arguments",
     [
         {"padding": "valid", "rotations": 8},
-        {"padding": "valid", "depth": 3, "tile": 12},
+        {"padding": "valid", "depth": 3, "tile": 12},  # tiles that overlap by 4 pixels
         {"padding": "same", "normalization": "group", "activation": "sigmoid"},
     ],
 )
@@ -112,7 +112,8 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_overwriting(model, tmp_path):
+def test_overwriting(tmp_path):
+    model = unet(3, 2, depth=1, base_channels=2)
     path = tmp_path / "1"
     path.mkdir()
     saved_model(model, path)  # empty folders are taken

@@ -19,7 +19,6 @@ from golden_models import compare_instances, detectron2_model, matched, torchvis
 import keras_seg
 from keras_seg.export import saved_model
 from keras_seg.instances import Instances
-from keras_seg.models import mask_rcnn
 
 HERE = Path(__file__).parent
 # (origin, model, shorter side) and the longest side
@@ -50,9 +49,8 @@ def case(request, shared, tmp_path_factory):
     """(model, its SavedModel, golden file of each image)."""
     origin, name, side = request.param
     load = detectron2_model if origin == "detectron2" else torchvision_model
-    weights = load(shared, name, tmp_path_factory.mktemp("weights"))
-    model = mask_rcnn(**{**weights.arguments, "short_side": side, "max_side": CASES[request.param]})
-    model.set_weights(weights.get_weights())
+    model = load(shared, name, tmp_path_factory.mktemp("weights"))
+    model.short_side, model.max_side = side, CASES[request.param]
     files = sorted((shared / "golden" / origin / name).glob(f"{IMAGES}_{side}.npz"))
     images = {shared / "golden/images" / f"{file.stem.rsplit('_', 1)[0]}.png": file for file in files}
     assert images
