@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 pytest.importorskip(
@@ -66,10 +69,12 @@ def importable():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Exported models, in the folders that models.config names."""
+    import keras
     from detector_files import TINY
 
     from keras_seg import export, models
 
+    keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("models")
     detector = models.mask_rcnn(2, **TINY)
     unet = models.unet(3, 2, depth=1, base_channels=2, padding="same")
@@ -516,6 +521,49 @@ def test_wrong_json_is_refused_and_the_next_is_answered(rest, loaded, body, code
     assert status == 200
     expected = loaded[DETECTOR]["encoded_images"](image_bytes=tf.constant([encoded(picture())]))
     assert_same(json.loads(text)["outputs"], expected)
+
+
+PIXELS = {"images": tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")}
+FILES = {"image_bytes": tf.TensorSpec([None], tf.string, name="image_bytes")}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["images", "image_bytes", "b64", "x"]), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    pixels=arrays(np.uint8, array_shapes(min_dims=4, max_dims=4, max_side=4)),
+    files=st.lists(st.binary(max_size=20), min_size=1, max_size=3),
+)
+def test_what_json_says_is_what_the_tensor_holds(pixels, files):
+    import rest_api
+
+    for body in ({"instances": pixels.tolist()}, {"inputs": {"images": pixels.tolist()}}):
+        got = rest_api.tensors_of(json.loads(json.dumps(body)), PIXELS)
+        np.testing.assert_array_equal(got["images"], pixels)
+    coded = [{"b64": base64.b64encode(file).decode()} for file in files]
+    for body in ({"instances": coded}, {"instances": [{"image_bytes": b} for b in coded]}, {"inputs": coded}):
+        assert rest_api.tensors_of(body, FILES)["image_bytes"].numpy().tolist() == files
+
+
+@settings(deadline=None)
+@given(form=st.sampled_from(["instances", "inputs"]), value=JSON, specs=st.sampled_from([PIXELS, FILES]))
+def test_any_json_becomes_tensors_or_an_error_for_who_sent_it(form, value, specs):
+    import rest_api
+    import served_models
+
+    try:
+        tensors = rest_api.tensors_of({form: value}, specs)
+    except served_models.RequestError as error:
+        assert error.status == grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        for name, spec in specs.items():
+            assert name not in tensors or tensors[name].dtype == spec.dtype
 
 
 def test_other_addresses_are_refused(rest):
