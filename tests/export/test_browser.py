@@ -231,6 +231,13 @@ def test_one_file_opens_without_a_server(session, built, networks, tmp_path):
     assert {url.split(":")[0] for url in requests} <= {"file", "blob", "data"}, requests
 
 
+def test_several_files_opened_without_a_server_say_so(session, built):
+    session("visit", (built / "page" / "index.html").as_uri(), {}, "#error:not([hidden])")
+    assert session.error() == (
+        "This page cannot load its model from a disk. Put it on a web server, or open keras_seg.html."
+    )
+
+
 def test_isolated_pages_use_threads(session, built, networks, tmp_path):
     picture = _saved(tmp_path, _picture(150, 131))
     session("visit", session("serve", str(built / "page"), True))

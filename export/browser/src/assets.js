@@ -13,6 +13,9 @@ export async function readAsset(name, onProgress = () => {}, signal = undefined)
     response = await fetch(new URL(name, document.baseURI), { signal });
   } catch {
     signal?.throwIfAborted();
+    if (location.protocol === "file:") {
+      throw new Error("This page cannot load its model from a disk. Put it on a web server, or open keras_seg.html.");
+    }
     throw new Error(`${name} could not be loaded. Is the connection there?`);
   }
   if (!response.ok) throw new Error(`${name} could not be loaded: the server says ${response.status}.`);

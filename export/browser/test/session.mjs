@@ -27,8 +27,8 @@ const commands = {
     servers.push(server);
     return `http://127.0.0.1:${server.address().port}/`;
   },
-  // A fresh page; options of Playwright's newContext.
-  async visit(address, options = {}) {
+  // A fresh page, once a selector is there; options of Playwright's newContext.
+  async visit(address, options = {}, ready = "#model option") {
     await page?.context().close();
     page = await (await browser.newContext(options)).newPage();
     page.setDefaultTimeout(TIMEOUT);
@@ -37,7 +37,7 @@ const commands = {
     page.on("pageerror", (error) => noticed.errors.push(error.message));
     page.on("console", (message) => message.type() === "error" && noticed.errors.push(message.text()));
     await page.goto(address);
-    await page.waitForSelector("#model option", { state: "attached" });
+    await page.waitForSelector(ready, { state: "attached" });
   },
   // Addresses that the page asked for, and errors it printed.
   noticed: () => noticed,
