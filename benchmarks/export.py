@@ -105,7 +105,10 @@ def report(results: dict) -> str:
     """The tables as Markdown."""
     about = results["machine"]
     lines = [
-        f"{results['date']}, {about['cpu']}, {about['threads']} threads, {' '.join(about['instruction_sets'])}."
+        f"{results['date']}, {about['cpu']}, {about['threads']} threads, {' '.join(about['instruction_sets'])}.",
+        "The processes take turns; ratios are medians over rounds. `segment` and the SavedModels go from uint8 pixels to results in "
+        + "pixels of the image. A plain call, `model(inputs)`, is the Keras network alone on an image that was resized before, "
+        + "operation by operation; of a U-Net it is one of the model's rotations (7 for unet_isbi2012).",
     ]
     for name, table in results["tables"].items():
         (height, width), sizes = (
