@@ -132,7 +132,9 @@ def _merged(found: Sequence[Instances], threshold: float, max_detections: int) -
     return together[kept.numpy()]
 
 
-def _masks(branch: Callable, model: MaskRCNN, view: _View, found: Instances, max_side: int | None) -> np.ndarray:
+def _masks(
+    branch: Callable, model: MaskRCNN, view: _View, found: Instances, max_side: int | None
+) -> np.ndarray:
     """What the mask head sees in the boxes of `found` in this view: float32 [N, m, m]."""
     from keras_seg.data.resize import resize
 
