@@ -1,6 +1,6 @@
 """TensorFlow Lite files of the golden models find what the models find: boxes to 0.5 px, scores to 0.01, with built-in operators.
 
-With KERAS_SEG_ALL_GOLDEN=1 for all structures and heads (ten minutes), else for one.
+With KERAS_SEG_ALL_GOLDEN=1 alone: a minute for each model.
 """
 
 from __future__ import annotations
@@ -21,18 +21,25 @@ interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs ai
 
 IMAGE = "coco_000000000785.png"  # 640 x 425; its shorter side becomes 320
 HEIGHT, WIDTH = 320, 512
-CASES = [("detectron2", "mask_rcnn_R_50_FPN_1x")]
-if os.environ.get("KERAS_SEG_ALL_GOLDEN") == "1":
-    CASES += [
-        ("detectron2", name)
-        for name in ("mask_rcnn_R_50_C4_1x", "mask_rcnn_R_50_DC5_1x", "keypoint_rcnn_R_50_FPN_1x", "mask_rcnn_R_101_FPN_3x")
-    ]  # fmt: skip
-    CASES += [
-        ("torchvision", f"{name}_resnet50_fpn{version}")
-        for name, version in (("fasterrcnn", ""), ("keypointrcnn", ""), ("maskrcnn", ""), ("maskrcnn", "_v2"))
-    ]
+CASES = [
+    ("detectron2", name)
+    for name in (
+        "mask_rcnn_R_50_FPN_1x",
+        "mask_rcnn_R_50_C4_1x",
+        "mask_rcnn_R_50_DC5_1x",
+        "keypoint_rcnn_R_50_FPN_1x",
+        "mask_rcnn_R_101_FPN_3x",
+    )
+]
+CASES += [
+    ("torchvision", f"{name}_resnet50_fpn{version}")
+    for name, version in (("fasterrcnn", ""), ("keypointrcnn", ""), ("maskrcnn", ""), ("maskrcnn", "_v2"))
+]
 
 
+@pytest.mark.skipif(
+    os.environ.get("KERAS_SEG_ALL_GOLDEN") != "1", reason="takes minutes: set KERAS_SEG_ALL_GOLDEN=1"
+)
 @pytest.mark.parametrize(("origin", "name"), CASES)
 def test_the_models_detections(shared, tmp_path, origin, name):
     load = detectron2_model if origin == "detectron2" else torchvision_model

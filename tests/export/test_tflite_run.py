@@ -56,10 +56,10 @@ def detector(folder):
     keras.utils.set_random_seed(0)
     model = models.mask_rcnn(
         2, class_names=["nucleus", "vessel"], backbone="resnet18", width=8, fpn_channels=8, box_head_channels=16,
-        mask_channels=8, proposals=20, detections=6, score_threshold=0.0, scale=2.0, pixel_std=(60, 60, 60),
+        mask_channels=8, proposals=15, detections=30, score_threshold=0.0, scale=2.0, pixel_std=(60, 60, 60),
         anchor_sizes=(8, 16, 32, 64, 128), normalization="batch",
     )  # fmt: skip
-    for layer in ("cls_score", "bbox_pred"):
+    for layer in ("cls_score", "bbox_pred"):  # all that survive are kept, so that equal scores decide nothing
         kernel = model.parts["box_predictor"].get_layer(layer).kernel
         kernel.assign(kernel * 50)
     return model, tflite(model, folder / "detector.tflite", height=64, width=64)
@@ -108,12 +108,10 @@ def test_a_detectors_objects(folder, detector):
     expected = detect(model, image, score_threshold=0.0)
     assert len(objects) == len(expected) > 2
     np.testing.assert_allclose(sorted(one["score"] for one in objects), np.sort(expected.scores), atol=1e-3)
-    order = np.argsort([-one["score"] for one in objects], kind="stable")
-    for n, k in enumerate(order):
-        one = objects[k]
-        m = np.abs(expected.boxes - one["box"]).max(1).argmin()
+    for one in objects:
+        of_class = expected.classes == model.class_names.index(one["name"])
+        m = np.where(of_class, np.abs(expected.boxes - one["box"]).max(1), np.inf).argmin()
         np.testing.assert_allclose(one["box"], expected.boxes[m], atol=0.1)
-        assert one["name"] == model.class_names[expected.classes[m]], n
         run_lengths = coco_mask.frPyObjects(one["mask"], *one["mask"]["size"])
         assert (coco_mask.decode(run_lengths).astype(bool) != expected.masks[m]).mean() <= 0.01
     assert run(path, image, "--output", folder / "objects.png").returncode == 0
