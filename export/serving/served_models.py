@@ -44,12 +44,15 @@ class RequestError(Exception):
 class ServedModel:
     """One version of a model.
 
-    batching: BatchingParameters, or None: each request by itself. most_bytes: of one input tensor; a request of a few bytes
-    can ask for a tensor of any size, which the server would make.
+    batching: BatchingParameters, or None: each request by itself. most_bytes, most_images: of one request; one of a few bytes
+    can ask for a tensor of any size, filled with one value, which TensorFlow Serving makes.
     """
 
-    def __init__(self, path: Path, *, batching: Any = None, most_bytes: int = 2**28) -> None:
-        self.path, self.version, self.most_bytes = path, int(path.name), most_bytes
+    def __init__(
+        self, path: Path, *, batching: Any = None, most_bytes: int = 2**28, most_images: int = 64
+    ) -> None:
+        self.path, self.version = path, int(path.name)
+        self.most_bytes, self.most_images = most_bytes, most_images
         self._loaded = tf.saved_model.load(str(path))
         self._functions = {
             name: _Function(function, batching) for name, function in self._loaded.signatures.items()
@@ -138,7 +141,13 @@ class ServedModel:
                 else proto.dtype
             )
             raise RequestError(StatusCode.INVALID_ARGUMENT, f"{name}: takes {spec.dtype.name}, got {given}")
-        count = math.prod(dimension.size for dimension in proto.tensor_shape.dim)
+        shape = [dimension.size for dimension in proto.tensor_shape.dim]
+        if shape and shape[0] > self.most_images:
+            raise RequestError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"{name}: {shape[0]} images; at most {self.most_images} are taken",
+            )
+        count = math.prod(shape)
         size = count * (STRING_BYTES if spec.dtype == tf.string else spec.dtype.size)
         if size > self.most_bytes:
             raise RequestError(

@@ -440,6 +440,11 @@ WRONG = {
         "at most",
     ),
     "a tensor of 2**186 bytes": (lambda: huge_tensor(2**62, 2**62, 2**62, 3), "RESOURCE_EXHAUSTED", ""),
+    "300,000 images in 30 bytes": (
+        lambda: huge_tensor(300_000, 1, 1, 3),
+        "RESOURCE_EXHAUSTED",
+        "300000 images",
+    ),
     "a tensor of negative size": (lambda: huge_tensor(-1, 30000, 40000, 3), "INVALID_ARGUMENT", ""),
 }
 
