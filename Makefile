@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8 nuclei export tflite)
 
-.PHONY: install test lint demo bench-data bench claims prove-training native train-isbi train-nuclei wheel clean $(BENCHES)
+.PHONY: install test lint demo bench-data bench claims prove-training native train-isbi train-nuclei browser wheel clean $(BENCHES)
 
 install: .venv/installed
 
@@ -83,6 +83,12 @@ train-nuclei: install
 # The compiled RoIAlign for this machine, where a wheel takes it from (docs/native_op.md); CUDA=--cuda for GPUs too.
 native: install
 	$(BIN)/python -m keras_seg.ops.native.build $(CUDA)
+
+# The page of export/browser/ with the models that ship: export/browser/dist, for any web server. Needs Node 20 with npm.
+browser: install
+	cd export/browser && for model in maskrcnn_nuclei unet_isbi2012; do \
+	  ../../$(BIN)/python add_model.py $$model || exit 1; done
+	cd export/browser && npm ci --ignore-scripts && node build.mjs
 
 wheel: install
 	$(BIN)/python -m build --wheel
