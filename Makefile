@@ -84,11 +84,15 @@ train-nuclei: install
 native: install
 	$(BIN)/python -m keras_seg.ops.native.build $(CUDA)
 
-# The page of export/browser/ with the models that ship: export/browser/dist, for any web server. Needs Node 20 with npm.
+# The page of export/browser/ with the models that ship, for a web server (dist/) and in one file (standalone/). Needs Node 20 with npm.
+PAGE = export/browser
 browser: install
-	cd export/browser && for model in maskrcnn_nuclei unet_isbi2012; do \
-	  ../../$(BIN)/python add_model.py $$model || exit 1; done
-	cd export/browser && npm ci --ignore-scripts && node build.mjs
+	cd $(PAGE) && npm ci --ignore-scripts --no-audit --no-fund
+	$(BIN)/python $(PAGE)/add_model.py maskrcnn_nuclei --example $(DATA)/nuclei/val/2e172afb1f43b359.png \
+	  --credit "2018 Data Science Bowl, BBBC038v1, CC0"
+	$(BIN)/python $(PAGE)/add_model.py unet_isbi2012 --example $(DATA)/isbi2012/test-volume.tif \
+	  --credit "ISBI 2012 EM segmentation challenge (doi:10.1371/journal.pbio.1000502, doi:10.3389/fnana.2015.00142)"
+	cd $(PAGE) && node build.mjs && node build.mjs standalone --standalone
 
 wheel: install
 	$(BIN)/python -m build --wheel

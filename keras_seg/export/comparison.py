@@ -41,15 +41,19 @@ def tflite_differences(model: UNet | MaskRCNN, path: str | Path, image: Any) -> 
     from keras_seg import detect, inference
     from keras_seg.data.images import read_image
     from keras_seg.export import tflite_images
-    from keras_seg.export.tflite import _interpreter as interpreter
+    from keras_seg.export.tflite import interpreter
+    from keras_seg.export.tflite_unet import legal_sides
 
     run = interpreter(Path(path).read_bytes()).get_signature_runner()
     ((_, details),) = run.get_input_details().items()
     _, height, width, _ = (int(side) for side in details.get("shape_signature", details["shape"]))
     if hasattr(model, "legal_sizes"):
         pixels = read_image(image) if isinstance(image, str | Path) else np.asarray(image)
-        if height < 1:
-            height, width = model.legal_sizes(min(pixels.shape[:2]))[:1] * 2
+        if height < 1:  # free
+            remainder, multiple, least = legal_sides(model)
+            height, width = (
+                max(least, (side - remainder) // multiple * multiple + remainder) for side in pixels.shape[:2]
+            )
         taken = tflite_images.fit_slice(model, pixels, height, width)
         found = run(images=taken[None])["probabilities"][0]
         return differences(keras_seg.segment(model, taken, rotations=1, progress=False), found)

@@ -263,7 +263,7 @@ def _labels(model: UNet | MaskRCNN) -> list[str]:
     return list(model.class_names or [f"class {number}" for number in range(model.classes)])
 
 
-def _interpreter(content: bytes) -> Any:
+def interpreter(content: bytes) -> Any:
     """Of `ai_edge_litert`; where that is not installed, TensorFlow's own."""
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -275,7 +275,7 @@ def _interpreter(content: bytes) -> Any:
 
 def _check(model: UNet | MaskRCNN, content: bytes, traced: Any, quantize: str | None) -> None:
     """Runs the file. ValueError: what it gives is not finite. RuntimeError: other numbers than the graph it came from."""
-    run = _interpreter(content).get_signature_runner()
+    run = interpreter(content).get_signature_runner()
     shape = traced.get_concrete_function().inputs[0].shape.as_list()
     if shape[1] is None:
         shape[1:3] = [tflite_unet.legal_sides(model)[2]] * 2

@@ -90,10 +90,7 @@ def test_a_saved_model_is_checked_and_scores_as_its_model(run, folder, tmp_path)
 @pytest.mark.parametrize("format", ["savedmodel", "tflite"])
 def test_a_unet_is_checked(run, folder, tmp_path, format):
     name, *weights = given(folder, "network")
-    sides = ("--height", "64", "--width", "64") if format == "tflite" else ()
-    status, out, error = run(
-        "export", name, tmp_path / "out", *weights, "--format", format, *sides, "--check"
-    )
+    status, out, error = run("export", name, tmp_path / "out", *weights, "--format", format, "--check")
     assert status == 0, error
     assert re.search(r"probabilities +\d", out)
     status, _, error = run("evaluate", tmp_path / "out", "--data", folder / "annotations.json")
