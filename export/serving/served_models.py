@@ -256,7 +256,8 @@ class _Function:
                 max_enqueued_batches=batching.max_enqueued_batches.value,
                 enable_large_batch_splitting=False,
             )(lambda tensor: [function(**{spec.name: tensor})[name] for name in self._names])
-            traced = tf.function(joined, input_signature=[spec])  # traced when it is first used
+            # traced once, here: two traces, as threads may cause, would be two queues
+            traced = tf.function(joined, input_signature=[spec]).get_concrete_function()
             self._call = lambda **inputs: dict(zip(self._names, traced(*inputs.values()), strict=True))
 
     def __call__(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -121,6 +121,14 @@ def loaded(folder):
 
 
 @pytest.fixture(scope="module")
+def served(folder):
+    """The models as the server holds them."""
+    import served_models
+
+    return {name: served_models.ServedModel(folder / name / "1") for name in (DETECTOR, UNET)}
+
+
+@pytest.fixture(scope="module")
 def rest(server):
     connection = http.client.HTTPConnection(server.rest.removeprefix("http://"))
     yield lambda method, path, body=None: ask(connection, method, path, body)
@@ -308,15 +316,11 @@ def test_only_the_outputs_asked_for(channel, loaded):
         predict(channel, request)
 
 
-def test_all_outputs_have_the_batch_first(folder):
+def test_all_outputs_have_the_batch_first(served):
     """Else the server could not take a joined answer apart."""
-    images = {DETECTOR: [picture(0), picture(1, 30, 40)], UNET: [picture(0), picture(1)]}
-    import served_models
-
-    for model, pair in images.items():
-        served = served_models.ServedModel(folder / model / "1")
+    for model, pair in {DETECTOR: [picture(0), picture(1, 30, 40)], UNET: [picture(0), picture(1)]}.items():
         files = tf.constant([encoded(image) for image in pair])
-        for array in served.run("encoded_images", {"image_bytes": files}).values():
+        for array in served[model].run("encoded_images", {"image_bytes": files}).values():
             assert array.shape[0] == 2
 
 
@@ -324,23 +328,20 @@ def test_all_outputs_have_the_batch_first(folder):
 
 
 @pytest.mark.parametrize("model", [DETECTOR, UNET])
-def test_the_warm_up_is_what_the_server_reads(folder, model):
-    import served_models
-
+def test_the_warm_up_is_what_the_server_reads(folder, served, model):
     path = folder / model / "1"
     records = list(tf.data.TFRecordDataset(str(path / "assets.extra" / "tf_serving_warmup_requests")))
     assert 1 <= len(records) <= 1000
-    served = served_models.ServedModel(path)
     signatures = set()
     for record in records:
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
         assert log.WhichOneof("log_type") == "predict_log"
         request = log.predict_log.request
         signatures.add(request.model_spec.signature_name)
-        outputs = served.predict(request)
+        outputs = served[model].predict(request)
         assert all(np.isfinite(array).all() for array in outputs.values())
     assert {"serving_default", "encoded_images"} <= signatures
-    assert served.warm_up() == len(records)
+    assert served[model].warm_up() == len(records)
 
 
 def test_a_warm_up_that_the_server_would_refuse(folder, tmp_path):
@@ -707,8 +708,8 @@ def joined(folder, requests):
     import server_configs
 
     batching = server_configs.read_batching(KIT / "batching.config")
-    # a batch starts when it is full
-    batching.max_batch_size.value, batching.batch_timeout_micros.value = len(requests), 300_000_000
+    # time for all to come
+    batching.max_batch_size.value, batching.batch_timeout_micros.value = len(requests), 3_000_000
     served = served_models.ServedModel(folder / UNET / "1", batching=batching)
 
     def outcome(request):
