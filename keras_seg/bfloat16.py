@@ -193,6 +193,6 @@ def _product(layer: layers.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return keras.ops.matmul(x, kernel)
     options = {"padding": layer.padding, "data_format": "channels_last", "dilation_rate": layer.dilation_rate}
     if type(layer) is layers.Conv2D:
-        return keras.ops.conv(x, kernel, layer.strides, **options)
+        return inference.direct(x, kernel, layer.strides, layer.padding, layer.dilation_rate)
     options["output_padding"] = layer.output_padding
     return keras.ops.conv_transpose(x, kernel, layer.strides, **options)

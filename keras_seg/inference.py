@@ -252,8 +252,16 @@ def _convolve(
 ) -> tf.Tensor:
     if by_winograd:
         return winograd.convolve(x, kernel, bias, padding=padding, activation=activation)
-    y = keras.ops.conv(x, kernel, strides, padding, "channels_last", dilation)
+    y = direct(x, kernel, strides, padding, dilation)
     return activation(y if bias is None else tf.nn.bias_add(y, bias))
+
+
+def direct(
+    x: tf.Tensor, kernel: tf.Tensor, strides: tuple[int, int], padding: str, dilation: tuple[int, int]
+) -> tf.Tensor:
+    """A convolution by TensorFlow's own operation. Keras compiles grouped ones by XLA instead, whose inner loops take two to
+    ten times as long on a processor, anew for each size of image."""
+    return tf.nn.conv2d(x, kernel, strides, padding.upper(), dilations=dilation)
 
 
 def check_precision(precision: str) -> None:

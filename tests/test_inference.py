@@ -93,6 +93,20 @@ def test_kinds_of_convolutions(options, frozen):
     np.testing.assert_allclose(fast(x), model(x), atol=PROBABILITY)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_grouped_convolutions_are_tensorflows_own(precision):
+    """Compiled by XLA, as Keras has them, they would be slow, and stay so in an exported file."""
+    image = keras.Input((None, None, 8))
+    model = keras.Model(image, keras.layers.Conv2D(8, 3, groups=4)(image))
+    fast = for_inference(model, precision)
+    signature = [tf.TensorSpec([None, None, None, 8])]
+    graph = tf.function(lambda x: fast(x), input_signature=signature).get_concrete_function().graph
+    text = str(graph.as_graph_def())
+    assert "Conv2D" in text and "_XlaMustCompile" not in text
+    plain = tf.function(lambda x: model(x), input_signature=signature).get_concrete_function().graph
+    assert "_XlaMustCompile" in str(plain.as_graph_def())
+
+
 def test_what_others_use_too_stays():
     image = keras.Input((None, None, 3))
     between = keras.layers.Conv2D(4, 3, padding="same")(image)

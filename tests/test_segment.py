@@ -341,7 +341,8 @@ def test_memory_is_bounded_for_a_huge_image(tmp_path, monkeypatch):
     model = network("same", 1)
     # what the network computes does not matter here, only what is kept
     monkeypatch.setattr(
-        "keras_seg.overlap_tile._compiled", lambda model, precision: lambda tiles: np.repeat(tiles, 3, axis=-1)
+        "keras_seg.overlap_tile._compiled",
+        lambda model, precision: lambda tiles: np.repeat(tiles, 3, axis=-1),
     )
     segment(model, picture(16, 16))  # imports
     tracemalloc.start()

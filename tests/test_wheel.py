@@ -27,7 +27,9 @@ assert "ablations/maskrcnn_r50_fpn_mlp2" in keras_seg.zoo.list()
 """
 
 # what `make native` or scripts/build_wheel.sh would have made, for another TensorFlow
-PREBUILT = {f"keras_seg/ops/native/prebuilt/tf0.1-linux-none/{name}" for name in ("roi_align.so", "build.json")}
+PREBUILT = {
+    f"keras_seg/ops/native/prebuilt/tf0.1-linux-none/{name}" for name in ("roi_align.so", "build.json")
+}
 
 
 def run(*command, **options) -> str:
@@ -53,7 +55,9 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_code_the_zoo_and_the_licence_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     kinds = ("*.py", "native/*.h", "native/*.cc", "native/*.cu")
-    code = {str(path.relative_to(CHECKOUT)) for kind in kinds for path in (CHECKOUT / "keras_seg").rglob(kind)}
+    code = {
+        str(path.relative_to(CHECKOUT)) for kind in kinds for path in (CHECKOUT / "keras_seg").rglob(kind)
+    }
     recipes = CHECKOUT / "zoo"
     zoo = {f"keras_seg/_zoo/{path.relative_to(recipes)}" for path in recipes.rglob("*") if path.is_file()}
     metadata = {name for name in names if ".dist-info/" in name}

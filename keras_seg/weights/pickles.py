@@ -142,6 +142,7 @@ class _Tensor:
         self.storage, self.offset, self.shape, self.steps = storage, offset, shape, steps
 
     def array(self) -> np.ndarray:
+        """Read-only, and not a copy: those of a large network would need its memory twice."""
         storage = self.storage
         flat = np.frombuffer(storage.data, storage.dtype)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.steps, strict=True))
@@ -151,7 +152,7 @@ class _Tensor:
         if not math.prod(self.shape):
             return np.zeros(self.shape, storage.dtype)
         steps = [step * flat.itemsize for step in self.steps]
-        return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, steps).copy()
+        return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, steps, writeable=False)
 
 
 def _encode(text: str, codec: str = "latin1") -> bytes:
