@@ -70,7 +70,7 @@ def from_zoo(args: argparse.Namespace) -> Callable[[], str]:
     import keras_seg
     from export import MODELS
     from keras_seg.data.resize import resize
-    from keras_seg.detect import _batch, resized_size
+    from keras_seg.detect import batch_of, resized_size
 
     overrides, image = MODELS[args.model][1], picture(args.model)
     model = keras_seg.zoo.load(args.model, weights=args.folder / "keras.weights.h5", **overrides)
@@ -81,7 +81,7 @@ def from_zoo(args: argparse.Namespace) -> Callable[[], str]:
     if args.way == "segment":
         options = {"score_threshold": 0.0, "max_detections": model.detections}
         return lambda: f"{len(keras_seg.segment(model, image, **options))} objects"
-    inputs = _batch(model, [resize(image, resized_size(model, *image.shape[:2]), model.convention)])
+    inputs = batch_of(model, [resize(image, resized_size(model, *image.shape[:2]), model.convention)])
     return lambda: f"{int(model(inputs)['num_detections'][0])} objects"
 
 

@@ -86,7 +86,7 @@ def prepare(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, tf.Tensor]:
     sides = model.short_side, model.max_side, model.convention
     sizes = [shortest_edge_size(*image.shape[:2], *sides) for image in images]
     resized = [resize(i, size, model.convention) for i, size in zip(images, sizes, strict=True)]
-    return detect._batch(model, resized)
+    return detect.batch_of(model, resized)
 
 
 def detections(model: MaskRCNN, images: list[np.ndarray], precision: str = "float32") -> list:

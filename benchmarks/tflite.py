@@ -226,11 +226,11 @@ def instances(
 ) -> Any:
     """What a file finds in an image, in its pixels."""
     from keras_seg.data.images import read_image
-    from keras_seg.detect import _instances, resized_size
+    from keras_seg.detect import instances_of, resized_size
 
     original = read_image(path).shape[:2]
     outputs = {name: values[0] for name, values in run(images=fitted(model, path, height, width)).items()}
-    return _instances(model, outputs, original, resized_size(model, *original))
+    return instances_of(model, outputs, original, resized_size(model, *original))
 
 
 def difference(found: Any, expected: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

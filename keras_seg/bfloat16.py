@@ -191,8 +191,8 @@ def _product(layer: layers.Layer, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """The layer's linear part but for the bias."""
     if type(layer) is layers.Dense:
         return keras.ops.matmul(x, kernel)
-    options = {"padding": layer.padding, "data_format": "channels_last", "dilation_rate": layer.dilation_rate}
+    geometry = layer.strides, layer.padding
     if type(layer) is layers.Conv2D:
-        return inference.direct(x, kernel, layer.strides, layer.padding, layer.dilation_rate)
-    options["output_padding"] = layer.output_padding
-    return keras.ops.conv_transpose(x, kernel, layer.strides, **options)
+        return inference.direct(x, kernel, *geometry, layer.dilation_rate)
+    output_padding, rate = layer.output_padding, layer.dilation_rate
+    return keras.ops.conv_transpose(x, kernel, *geometry, output_padding, "channels_last", rate)

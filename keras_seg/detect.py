@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from keras_seg.instances import Instances
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from keras_seg.export.loaded import Exported
     from keras_seg.models.mask_rcnn import MaskRCNN
 
 LOOK_AHEAD = 4  # batches among which images are sorted by their proportions
@@ -63,10 +64,26 @@ def detect(
     check_precision(precision)
     sides = short_side, max_side
     resized_size(model, 1, 1, *sides)  # raises before the first image is read
+    return one_or_many(
+        image,
+        lambda named: (
+            instances.filter(score_threshold, classes, max_detections)
+            for instances in _stream(model, named, sides, batch_size, precision)
+        ),
+    )
+
+
+def one_or_many(
+    image: Any, find: Callable[[Iterator[tuple[str, Any]]], Iterator[Instances]]
+) -> Instances | list[Instances] | Iterator[Instances]:
+    """What `find` makes of an image; of a list of images a list, of an iterator another.
+
+    find: from pairs (a name for messages, image) to what is found in each.
+    """
     single = not isinstance(image, list | tuple | Iterator)
-    found = (
-        instances.filter(score_threshold, classes, max_detections)
-        for instances in _stream(model, iter([image] if single else image), sides, batch_size, precision)
+    found = find(
+        (str(one) if isinstance(one, str | Path) else f"image {n}", one)
+        for n, one in enumerate([image] if single else image)
     )
     if isinstance(image, Iterator):
         return found
@@ -75,7 +92,7 @@ def detect(
 
 def _stream(
     model: MaskRCNN,
-    images: Iterator[Any],
+    named: Iterator[tuple[str, Any]],
     sides: tuple[int | None, int | None],
     batch_size: int,
     precision: str,
@@ -85,10 +102,8 @@ def _stream(
 
     if "group" in (model.normalization, model.fpn_normalization):
         batch_size = 1
-    numbered = enumerate(images)
-    while ahead := list(itertools.islice(numbered, LOOK_AHEAD * batch_size if batch_size > 1 else 1)):
-        names = [str(i) if isinstance(i, str | Path) else f"image {n}" for n, i in ahead]
-        pixels = [_pixels(i, name) for (_, i), name in zip(ahead, names, strict=True)]
+    while ahead := list(itertools.islice(named, LOOK_AHEAD * batch_size if batch_size > 1 else 1)):
+        pixels = [pixels_of(image, name) for name, image in ahead]
         sizes = [resized_size(model, *p.shape[:2], *sides) for p in pixels]
         order = sorted(range(len(ahead)), key=lambda n: sizes[n][0] / sizes[n][1])
         found: dict[int, Instances] = {}
@@ -99,7 +114,7 @@ def _stream(
             )
             for row, n in enumerate(batch):
                 one = {name: value[row] for name, value in outputs.items()}
-                found[n] = _instances(model, one, pixels[n].shape[:2], sizes[n])
+                found[n] = instances_of(model, one, pixels[n].shape[:2], sizes[n])
         yield from (found[n] for n in range(len(ahead)))
 
 
@@ -124,11 +139,11 @@ def _predict(model: MaskRCNN, images: list[np.ndarray], precision: str) -> dict[
     """The model's outputs for images [h, w, 3] of several sizes."""
     from keras_seg.inference import compiled
 
-    outputs = compiled(model, precision)(_batch(model, images))
+    outputs = compiled(model, precision)(batch_of(model, images))
     return {name: value.numpy() for name, value in outputs.items()}
 
 
-def _batch(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, tf.Tensor]:
+def batch_of(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, tf.Tensor]:
     """The model's input: images [h, w, 3] padded to one size, and their sizes."""
     import tensorflow as tf
 
@@ -141,10 +156,13 @@ def _batch(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, tf.Tensor]:
     return {"image": tf.constant(batch), "size": tf.constant(sizes)}
 
 
-def _instances(
-    model: MaskRCNN, outputs: dict[str, np.ndarray], original: tuple[int, int], size: tuple[int, int]
+def instances_of(
+    model: MaskRCNN | Exported,
+    outputs: dict[str, np.ndarray],
+    original: tuple[int, int],
+    size: tuple[int, int],
 ) -> Instances:
-    """One image's outputs in pixels of the original image."""
+    """One image's outputs, of a network that saw it resized from `original` to `size`, in pixels of the original."""
     count = int(outputs["num_detections"])
     kept = {name: value[:count] for name, value in outputs.items() if name != "num_detections"}
     scale = np.array([original[1] / size[1], original[0] / size[0]], np.float32)  # x, y
@@ -164,8 +182,8 @@ def _instances(
     )
 
 
-def _pixels(image: Any, name: str) -> np.ndarray:
-    """uint8 [H, W, 3]."""
+def pixels_of(image: Any, name: str) -> np.ndarray:
+    """An image as `detect` takes it, as uint8 [H, W, 3]. name: for the messages of its errors."""
     from PIL import Image, ImageOps
 
     from keras_seg.data.images import read_image, to_float

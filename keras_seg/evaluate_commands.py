@@ -125,7 +125,7 @@ def evaluate_model(
         if results is not None:
             results.write_text(json.dumps(found))
         if max_detections is None and recipe is not None:
-            max_detections = _recipes_detections(recipe)
+            max_detections = _above_coco(recipe.model.detections)
         scores = evaluate.score(found, annotations, iou_type, max_detections=max_detections)
         if curves is not None:
             from keras_seg.metrics.coco_picture import precision_recall_picture
@@ -217,8 +217,7 @@ def _detect_exported(
         raise ValueError(f"{folder}: gives {given} detections an image, not {max_detections}")
     most = max_detections or given
     find = evaluate.finder(exported, max_detections=most, flip=flip, short_sides=_parse_sides(scales))
-    most = most if max_detections or most > max(coco.MAX_DETECTIONS.values()) else None
-    return evaluate.results(find, annotations, images), most
+    return evaluate.results(find, annotations, images), max_detections or _above_coco(given)
 
 
 def _detect_in(
@@ -233,10 +232,9 @@ def _detect_in(
     return stored_proposals.results(keras_seg.zoo.load(recipe, weights), proposals, annotations, images)
 
 
-def _recipes_detections(recipe: Recipe) -> int | None:
-    """How many detections an image a recipe is made for, if more than COCO counts; else None, for COCO's."""
-    most = recipe.model.detections
-    return most if most > max(coco.MAX_DETECTIONS.values()) else None
+def _above_coco(detections: int) -> int | None:
+    """How many detections an image a model gives, if more than COCO counts; else None, for COCO's."""
+    return detections if detections > max(coco.MAX_DETECTIONS.values()) else None
 
 
 def _parse_sides(text: str | None) -> list[int] | None:

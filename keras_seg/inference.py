@@ -227,7 +227,7 @@ def _fold(
 
 
 # A function of its own, which TensorFlow begins when the map is there. It would else fold all of a model's kernels at the
-# start and keep a second set of them: 450 MB of a ResNeXt-101.
+# start and keep a second set of them: 366 MiB of a ResNeXt-101.
 @functools.partial(tf.function, autograph=False, experimental_attributes={"_noinline": True})
 def _fold_and_convolve(
     x: tf.Tensor,

@@ -83,7 +83,7 @@ class Tiles:
 
         image, extremes = self.stack[n], self.extremes[n]
         rows, columns = (
-            _mirrored(np.arange(start - border, start + side + border), length)
+            mirrored(np.arange(start - border, start + side + border), length)
             for start, side, length in zip((top, left), self.side, image.shape[:2], strict=True)
         )
         tile = image[rows[:, None], columns]
@@ -198,7 +198,7 @@ def _extremes(image: np.ndarray, value_range: tuple[float, float] | None, name: 
     return extremes
 
 
-def _mirrored(index: np.ndarray, length: int) -> np.ndarray:
+def mirrored(index: np.ndarray, length: int) -> np.ndarray:
     """Positions on an axis that is continued by mirroring, as often as it takes (np.pad's "reflect")."""
     period = max(2 * (length - 1), 1)
     index = index % period

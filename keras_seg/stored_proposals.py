@@ -100,16 +100,16 @@ def results(
     compute = Compiled(model.second_stage())
     found = []
     for image_id in track([*files], "evaluating"):
-        pixels = detect._pixels(files[image_id], str(files[image_id]))
+        pixels = detect.pixels_of(files[image_id], str(files[image_id]))
         size = detect.resized_size(model, *pixels.shape[:2])
-        inputs = detect._batch(model, [resize(pixels, size, model.convention)])
+        inputs = detect.batch_of(model, [resize(pixels, size, model.convention)])
         boxes = proposals.of(image_id)[0][: model.proposals]
         scale = np.array([size[1] / pixels.shape[1], size[0] / pixels.shape[0]] * 2, np.float32)
         padded = np.zeros((1, model.proposals, 4), np.float32)
         padded[0, : len(boxes)] = boxes * scale
         inputs |= {"proposals": padded, "num_proposals": np.array([len(boxes)], np.int32)}
         outputs = {name: value.numpy()[0] for name, value in compute(inputs).items()}
-        instances = detect._instances(model, outputs, pixels.shape[:2], size)
+        instances = detect.instances_of(model, outputs, pixels.shape[:2], size)
         found += coco_data.to_results(image_id, instances, truth)
     return found
 

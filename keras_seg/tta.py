@@ -69,7 +69,7 @@ def augmented_detector(
     branch = _mask_branch(model) if model.masks else None
 
     def find(image: Any) -> Instances:
-        pixels = detect._pixels(image, str(image) if isinstance(image, str) else "image")
+        pixels = detect.pixels_of(image, str(image) if isinstance(image, str) else "image")
         views = [
             _View(np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels, mirrored, side)
             for side in sides
@@ -140,7 +140,7 @@ def _masks(
 
     height, width = found.image_size
     size = detect.resized_size(model, height, width, view.short_side, max_side)
-    inputs = detect._batch(model, [resize(view.pixels, size, model.convention)])
+    inputs = detect.batch_of(model, [resize(view.pixels, size, model.convention)])
     boxes = found.boxes.copy()
     if view.mirrored:
         boxes[:, [0, 2]] = width - found.boxes[:, [2, 0]]

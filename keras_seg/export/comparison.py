@@ -62,7 +62,7 @@ def tflite_differences(model: UNet | MaskRCNN, path: str | Path, image: Any) -> 
     expected = inference.compiled(model)({"image": tf.constant(taken, tf.float32), "size": size})
     found = run(images=taken)
     both = ({name: np.asarray(value)[0] for name, value in outputs.items()} for outputs in (expected, found))
-    return differences(*(detect._instances(model, one, (height, width), (height, width)) for one in both))
+    return differences(*(detect.instances_of(model, one, (height, width), (height, width)) for one in both))
 
 
 def differences(expected: Instances | np.ndarray, found: Instances | np.ndarray) -> dict[str, float]:

@@ -35,6 +35,10 @@ class Exported:
         return self.about["class_names"]
 
     @property
+    def convention(self) -> str:
+        return self.about["convention"]
+
+    @property
     def is_detector(self) -> bool:
         return self.about["task"] == "detection"
 
@@ -57,42 +61,28 @@ class Exported:
         max_detections: int = 100,
         classes: Sequence[int | str] | None = None,
     ) -> Instances | list[Instances] | Iterator[Instances]:
-        from keras_seg.detect import _pixels
+        from keras_seg.detect import one_or_many, pixels_of
 
         if self.about["masks"] not in (None, "probabilities"):
             raise ValueError(
                 f"{self.path}: exported with masks={self.about['masks']!r}; `segment` needs masks='probabilities'"
             )
-        single = not isinstance(image, list | tuple | Iterator)
-        names = (
-            (str(one) if isinstance(one, str | Path) else f"image {n}", one)
-            for n, one in enumerate([image] if single else image)
+        return one_or_many(
+            image,
+            lambda named: (
+                self._instances(pixels_of(one, name)).filter(score_threshold, classes, max_detections)
+                for name, one in named
+            ),
         )
-        found = (
-            self._instances(_pixels(one, name)).filter(score_threshold, classes, max_detections)
-            for name, one in names
-        )
-        if isinstance(image, Iterator):
-            return found
-        return next(found) if single else list(found)
 
     def _instances(self, image: np.ndarray) -> Instances:
         """image: uint8 [H, W, 3]."""
+        from keras_seg.detect import instances_of
+
         outputs = self.signatures["serving_default"](images=tf.constant(image[None]))
         found = {name: value.numpy()[0] for name, value in outputs.items()}
-        count = int(found.pop("num_detections"))
         size = tuple(found.pop("image_sizes").tolist())
-        kept = {name: value[:count] for name, value in found.items()}
-        return Instances(
-            boxes=kept["boxes"],
-            scores=kept["scores"],
-            classes=kept["classes"],
-            image_size=size,
-            mask_probabilities=kept.get("masks"),
-            keypoints=kept.get("keypoints"),
-            class_names=self.class_names,
-            convention=self.about["convention"],
-        )
+        return instances_of(self, found, size, size)
 
     def _probabilities(self, image: Any, *, value_range: tuple[float, float] | None = None) -> np.ndarray:
         from keras_seg.data.images import to_float

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_seg.export import detection_graph, metadata, tile_graph, warmup
+from keras_seg.export.comparison import SAVED_MODEL
 from keras_seg.ops.roi_align import portable
 from keras_seg.ops.roi_sampling import without_gradients
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 TOLERANCE, TOLERANCE_ON_GPU = 1e-5, 1e-4
 # Pixels of an image that a network sees at most, by default.
 MOST_SEEN = 2**24
-# Of the image on which a detector is compared: how far boxes (pixels) and scores may differ, and the share of detections of
-# which neither does, since two that are almost equal may change places.
-BOX, SCORE, SAME = 0.01, 1e-4, 0.75
+# Of the detections in the image on which a detector is compared, the share that must be within `comparison.SAVED_MODEL`: two
+# that are almost equal may change places.
+SAME = 0.75
 
 
 def saved_model(
@@ -251,7 +252,7 @@ def _share_found(found: dict[str, np.ndarray], expected: Instances) -> float:
     if count == 0 or len(expected) == 0:
         return float(count == len(expected))
     same = (found["classes"][:count, None] == expected.classes) & (
-        np.abs(found["scores"][:count, None] - expected.scores) <= SCORE
+        np.abs(found["scores"][:count, None] - expected.scores) <= SAVED_MODEL["scores"]
     )
-    same &= (np.abs(found["boxes"][:count, None] - expected.boxes) <= BOX).all(-1)
+    same &= (np.abs(found["boxes"][:count, None] - expected.boxes) <= SAVED_MODEL["boxes"]).all(-1)
     return min(same.any(1).mean(), same.any(0).mean())

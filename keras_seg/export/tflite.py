@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from keras_seg.export.tflite_quantization import EightBits, Ranges
 from keras_seg.models import MaskRCNN, UNet
 from keras_seg.ops.roi_align import portable
 from keras_seg.overlap_tile import border_of
+from keras_seg.weights.files import replacing
 
 MODES = (None, "float16", "dynamic", "int8")
 CALIBRATION_SIDE = 512  # of images for a U-Net whose input is resizable
@@ -93,15 +93,16 @@ def tflite(
     if not select_ops and hasattr(model, "short_side"):
         tflite_detector.check(model)
     path = Path(path)
-    with _written(path, overwrite) as partial:
-        treatment = _calibrated(model, representative, height, width) if quantize == "int8" else Exact()
-        function = _function(model, height, width, treatment, select_ops)
-        spec = tf.TensorSpec([1, height, width, getattr(model, "input_channels", 3)], tf.uint8, name="images")
-        traced = tf.function(function, input_signature=[spec], autograph=False)
-        content = _convert(model, traced, quantize, select_ops)
-        content = tflite_metadata.embed(content, _about(model, traced, quantize, select_ops), _labels(model))
-        if not select_ops:  # whose operators no interpreter for Python has
-            _check(model, content, traced, quantize)
+    _check_place(path, overwrite)
+    treatment = _calibrated(model, representative, height, width) if quantize == "int8" else Exact()
+    function = _function(model, height, width, treatment, select_ops)
+    spec = tf.TensorSpec([1, height, width, getattr(model, "input_channels", 3)], tf.uint8, name="images")
+    traced = tf.function(function, input_signature=[spec], autograph=False)
+    content = _convert(model, traced, quantize, select_ops)
+    content = tflite_metadata.embed(content, _about(model, traced, quantize, select_ops), _labels(model))
+    if not select_ops:  # whose operators no interpreter for Python has
+        _check(model, content, traced, quantize)
+    with replacing(path) as partial:
         partial.write_bytes(content)
     return path
 
@@ -122,24 +123,17 @@ def _sides(model: UNet | MaskRCNN, height: int | None, width: int | None) -> tup
     return sides
 
 
-@contextmanager
-def _written(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place if nothing fails."""
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Raises before the work what would keep the file from being written after it; makes its folder."""
     if path.is_dir():
         raise FileExistsError(f"{path}: is a folder; give the name of the file to write")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: is there already; give another path, or overwrite=True to replace it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.touch()  # before the work, to fail early
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror}); give another path") from error
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _function(

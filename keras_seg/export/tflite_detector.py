@@ -160,8 +160,8 @@ def _keypoints(model: MaskRCNN, heatmaps: tf.Tensor, boxes: tf.Tensor) -> tf.Ten
     found = []
     for n in range(boxes.shape[0]):
         width, height = (tf.cast(pixels[n, axis], tf.int32) for axis in (0, 1))
-        rows = tf.matmul(keypoint_ops._bicubic(height, side)[None], columns[n])  # [K, h, m]
-        enlarged = tf.matmul(rows, keypoint_ops._bicubic(width, side)[None], transpose_b=True)  # [K, h, w]
+        rows = tf.matmul(keypoint_ops.bicubic(height, side)[None], columns[n])  # [K, h, m]
+        enlarged = tf.matmul(rows, keypoint_ops.bicubic(width, side)[None], transpose_b=True)  # [K, h, w]
         of_rows, of_columns = tf.reduce_max(enlarged, 2), tf.reduce_max(enlarged, 1)
         place = tf.stack([tf.argmax(of_columns, 1, tf.int32), tf.argmax(of_rows, 1, tf.int32)], 1)
         peak = tf.reduce_max(of_rows, 1)

@@ -40,7 +40,7 @@ def representative_images(
 def fit_photograph(model: MaskRCNN, image: Any, height: int, width: int, name: str = "image") -> np.ndarray:
     """An image for a detector, resized as the model's images are, smaller where it would not fit, and padded at the bottom
     and at the right with the mean colour: uint8 [height, width, 3]."""
-    pixels = detect._pixels(image, name)
+    pixels = detect.pixels_of(image, name)
     tall, wide = detect.resized_size(model, *pixels.shape[:2])
     shrink = min(1.0, height / tall, width / wide)
     size = tuple(max(1, min(round(side * shrink), most)) for side, most in ((tall, height), (wide, width)))
@@ -66,7 +66,7 @@ def fit_slice(model: UNet, image: Any, height: int, width: int, name: str = "ima
         raise ValueError(f"{name}: {given} channels, but the model takes {wanted}")
     values = overlap_tile.match_channels(to_float(pixels, name=name, may_be_constant=True), wanted)
     rows, columns = (
-        overlap_tile._mirrored(np.arange(side) + max(0, (given - side) // 2), given)
+        overlap_tile.mirrored(np.arange(side) + max(0, (given - side) // 2), given)
         for side, given in zip((height, width), values.shape[:2], strict=True)
     )
     return np.rint(values[rows[:, None], columns]).astype(np.uint8)

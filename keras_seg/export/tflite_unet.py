@@ -52,7 +52,7 @@ def segmenter(
         for axis, side in ((1, height), (2, width)):
             # mirrored by so much more at its end that the size is legal
             places = np.arange(-border, _with_border(model, side) - border)
-            images = tf.gather(images, overlap_tile._mirrored(places, side).astype(np.int32), axis=axis)
+            images = tf.gather(images, overlap_tile.mirrored(places, side).astype(np.int32), axis=axis)
         y = functional(tf.cast(images, tf.float32))
         return {"probabilities": y[:, surplus : surplus + height, surplus : surplus + width]}
 

@@ -153,7 +153,7 @@ def _joined(tiles: tf.Tensor, overlap: int) -> tf.Tensor:
 
 
 def _mirrored(index: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Positions on an axis that is continued by mirroring, as often as it takes (`overlap_tile._mirrored`)."""
+    """Positions on an axis that is continued by mirroring, as often as it takes (`overlap_tile.mirrored`)."""
     period = tf.maximum(2 * (length - 1), 1)
     index = index % period
     return tf.minimum(index, period - index)

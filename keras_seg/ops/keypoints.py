@@ -50,8 +50,8 @@ def decode_heatmaps(logits: tf.Tensor, boxes: tf.Tensor, score: str = "probabili
 
     def largest(arguments):
         heatmap, (width, height) = arguments[0], tf.unstack(tf.cast(arguments[1], tf.int32))
-        rows = _bicubic(height, tf.shape(heatmap)[0])
-        columns = _bicubic(width, tf.shape(heatmap)[1])
+        rows = bicubic(height, tf.shape(heatmap)[0])
+        columns = bicubic(width, tf.shape(heatmap)[1])
         enlarged = tf.linalg.matmul(tf.einsum("hy,yxk->khx", rows, heatmap), columns, transpose_b=True)
         y = tf.argmax(tf.reduce_max(enlarged, axis=2), axis=1)  # faster than argmax over the whole map
         line = tf.gather(enlarged, y, batch_dims=1)
@@ -94,7 +94,7 @@ def keypoint_targets(keypoints: tf.Tensor, boxes: tf.Tensor, m: int) -> tuple[tf
     return cell[..., 1] * m + cell[..., 0], valid
 
 
-def _bicubic(pixels: tf.Tensor, cells: tf.Tensor) -> tf.Tensor:
+def bicubic(pixels: tf.Tensor, cells: tf.Tensor) -> tf.Tensor:
     """Bicubic interpolation of `cells` values at `pixels` places, float32 [pixels, cells]; cells beyond the border take
     its value."""
     scale = tf.cast(cells, tf.float32) / tf.cast(pixels, tf.float32)
