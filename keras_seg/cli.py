@@ -182,7 +182,7 @@ def main() -> None:
 
     try:
         app()
-    except (ValueError, OSError, ArithmeticError, DownloadFailed) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError, DownloadFailed) as error:
         print(f"keras-seg: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
