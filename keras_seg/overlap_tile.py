@@ -116,9 +116,9 @@ def tiles(
     if batch_size not in range(1, 2**31):
         raise ValueError(f"segment: batch_size must be a positive integer, got {batch_size!r}")
     tile = legal_tile(model, model.tile if tile is None else tile)
-    (height, rows), (width, columns) = (_spans(length, tile, 2**model.depth) for length in stack.shape[1:3])
+    (height, rows), (width, columns) = (spans(length, tile, 2**model.depth) for length in stack.shape[1:3])
     names = [name] if len(stack) == 1 else [f"{name}, slice {n}" for n in range(len(stack))]
-    extremes = [_extremes(image, value_range, name) for image, name in zip(stack, names, strict=True)]
+    extremes = [checked_extremes(image, value_range, name) for image, name in zip(stack, names, strict=True)]
     return Tiles(
         model, stack, extremes, value_range, (height, width), rows, columns, rotations, batch_size, precision
     )
@@ -174,7 +174,7 @@ def _inner(probabilities: np.ndarray, side: tuple[int, int]) -> np.ndarray:
     return probabilities[:, surplus : surplus + side[0], surplus : surplus + side[1]]
 
 
-def _spans(length: int, tile: int, multiple: int) -> tuple[int, list[tuple[int, int]]]:
+def spans(length: int, tile: int, multiple: int) -> tuple[int, list[tuple[int, int]]]:
     """Cover an axis by as few tiles as `tile` allows, these as small as that: (side, [(start, stop), …]).
 
     Tiles start at multiples of 2**depth, where pooling has the phase that it has in the whole image. The
@@ -187,7 +187,7 @@ def _spans(length: int, tile: int, multiple: int) -> tuple[int, list[tuple[int, 
     return step + overlap, list(zip(range(0, count * step, step), stops, strict=True))
 
 
-def _extremes(image: np.ndarray, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
+def checked_extremes(image: np.ndarray, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
     """The least and the greatest value of an image, which is checked by them: no copy of it is made."""
     from keras_seg.data.images import to_float
 

@@ -96,7 +96,7 @@ def _whole_images(model: UNet, most_pixels: int, winograd: bool) -> Callable[[tf
         return total / model.rotations
 
     def spans(length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """How many tiles cover an axis, and by how much each advances (`overlap_tile._spans`)."""
+        """How many tiles cover an axis, and by how much each advances (`overlap_tile.spans`)."""
         needed = tf.maximum(length - overlap, 1)
         count = -(-needed // (tile - overlap))
         return count, multiple * -(-needed // (count * multiple))
