@@ -195,8 +195,8 @@ def test_a_crop_is_that_part_of_the_resized_image(seed, scale):
     window = (y, x, resized[0] // 2, resized[1] // 2)
     found = np.asarray(Geometry(size, resized, window).of_picture(Image.fromarray(pixels)), np.float32)
     whole = resize(pixels, resized)[y : y + window[2], x : x + window[3]]
-    # Pillow's weights are rounded to the crop's own origin: one grey value at most
-    assert np.abs(found - whole).max() <= (1 if scale != 1 else 0)
+    # Pillow's weights are rounded to the crop's own origin: one grey value at most in each of its two passes
+    assert np.abs(found - whole).max() <= (2 if scale != 1 else 0)
 
 
 def test_a_cropped_polygon_gives_the_mask_targets_of_the_whole_one():
