@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_seg.instances import Instances
+from keras_seg.out_of_memory import advising
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -139,8 +140,11 @@ def _predict(model: MaskRCNN, images: list[np.ndarray], precision: str) -> dict[
     """The model's outputs for images [h, w, 3] of several sizes."""
     from keras_seg.inference import compiled
 
-    outputs = compiled(model, precision)(batch_of(model, images))
-    return {name: value.numpy() for name, value in outputs.items()}
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    less = "a smaller short_side and max_side" if len(images) == 1 else "a smaller batch_size"
+    with advising(f"{len(images)} images of up to {height}x{width} pixels at once", f"use {less}"):
+        outputs = compiled(model, precision)(batch_of(model, images))
+        return {name: value.numpy() for name, value in outputs.items()}
 
 
 def batch_of(model: MaskRCNN, images: list[np.ndarray]) -> dict[str, tf.Tensor]:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_seg.out_of_memory import advising
+
 if TYPE_CHECKING:
     import keras
 
@@ -66,9 +68,10 @@ class Tiles:
         windows = list(itertools.product(range(len(self.stack)), self.rows, self.columns))
         for first in range(0, len(windows), self.batch_size):
             batch = windows[first : first + self.batch_size]
-            inputs = np.stack([self._cut(n, y, x, border) for n, (y, _), (x, _) in batch])
-            views = (turn_back(predict(turn(inputs, k)), k) for k in range(self.rotations))
-            total = functools.reduce(np.add, views)
+            with advising(*self._demand()):
+                inputs = np.stack([self._cut(n, y, x, border) for n, (y, _), (x, _) in batch])
+                views = (turn_back(predict(turn(inputs, k)), k) for k in range(self.rotations))
+                total = functools.reduce(np.add, views)
             mean = _inner(total / self.rotations if self.rotations > 1 else total, self.side)
             if not np.isfinite(mean).all():
                 raise ValueError(
@@ -76,6 +79,15 @@ class Tiles:
                 )
             for (n, (top, bottom), (left, right)), probabilities in zip(batch, mean, strict=True):
                 yield n, top, left, probabilities[: bottom - top, : right - left]
+
+    def _demand(self) -> tuple[str, str]:
+        """What takes memory, and what takes less."""
+        count = "a tile" if self.batch_size == 1 else f"{self.batch_size} tiles"
+        less = "batch_size=1" if self.batch_size > 1 else f"a tile smaller than {max(self.side)}"
+        return (
+            f"{count} of {self.side[0]}x{self.side[1]} pixels at once",
+            f"use {less} (keras-seg segment --tile)",
+        )
 
     def _cut(self, n: int, top: int, left: int, border: int) -> np.ndarray:
         """The input tile [h, w, C], float32 0-255, of the output tile that starts at (top, left)."""

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from keras_seg.data import run_lengths
 from keras_seg.data.annotated_image import AnnotatedImage
 from keras_seg.data.detection_geometry import DetectionAugmentation, Geometry, draw_geometry, vary_colours
-from keras_seg.data.images import read_image, to_float
+from keras_seg.data.images import frames_of, read_image, to_float
 
 __all__ = ["ItemOptions", "make_item", "mirrored_keypoints", "open_picture"]
 
@@ -103,7 +103,8 @@ def open_picture(
         contextlib.suppress(*UNREADABLE),
         Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened,
     ):
-        if opened.mode in EIGHT_BIT and opened.format != "TIFF" and value_range is None:
+        plain = opened.mode in EIGHT_BIT and opened.format != "TIFF" and frames_of(opened) == 1
+        if plain and value_range is None:
             opened.load()
             turned = opened.getexif().get(ORIENTATION, 1) != 1
             upright = ImageOps.exif_transpose(opened) if turned else opened

@@ -21,7 +21,10 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # little and big endian, 
 JPEG_MAGIC = b"\xff\xd8\xff"
 STACK_AXES = "ZTCQI"  # what tifffile calls the page axis of a stack: depth, time, channel, other, sequence
 # tifffile logs these and goes on with the pages that it could read; we stop instead.
-TIFF_DAMAGE = ("invalid page offset", "failed", "corrupt", "truncated")
+TIFF_DAMAGE = ("invalid page offset", "failed", "corrupt", "truncated", "segments, got")
+# A TIFF that unpacks to more than this many bytes, and to more than so many times its own size, is no picture: one of a
+# single value packs to a thousandth (deflate) or, by zstd, to a six-thousandth.
+UNPACKED, PACKING = 1 << 28, 20_000
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -30,8 +33,8 @@ def read_image(path: str | Path) -> np.ndarray:
     uint8, uint16 or float32 as a rule; bilevel images come as uint8 0 and 255, palettes as RGB. The EXIF
     orientation is applied. Pillow gives 16-bit RGB PNG as 8 bit; 16-bit RGB TIFF keeps its 16 bits.
 
-    Raises FileNotFoundError, or ValueError for an empty, truncated or foreign file or a stack of several
-    pages.
+    Raises FileNotFoundError, or ValueError for an empty, truncated or foreign file, one that unpacks to far more than it
+    can hold, a stack of several pages or an animation.
     """
     path = _checked(path)
     if not _is_tiff(path):
@@ -156,11 +159,22 @@ def _is_tiff(path: Path) -> bool:
     return _starts_with(path, *TIFF_MAGIC)
 
 
+def frames_of(picture: Image.Image) -> int:
+    """How many frames an animation has, else 1: the further pictures of a photograph (MPO: a preview, the other eye) do
+    not count."""
+    return 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+
+
 @contextlib.contextmanager
 def _pillow(path: Path) -> Iterator[Image.Image]:
     """The decoded picture, upright."""
     try:
         with Image.open(path) as picture:
+            if (frames := frames_of(picture)) > 1:
+                raise ValueError(
+                    f"{path}: an animation of {frames} frames where one image is expected; save the frame you mean as PNG, "
+                    "or all as the pages of a TIFF"
+                )
             picture.load()
             yield ImageOps.exif_transpose(picture)
     except UnidentifiedImageError as error:
@@ -190,7 +204,10 @@ def _read_tiff(path: Path, *, planes: Literal["RGB", "pages"]) -> np.ndarray:
         with _tiff_damage() as damage, tifffile.TiffFile(path) as file:
             series, page = file.series, file.pages[0]
             shape, axes, photometric = series[0].shape, series[0].axes, page.photometric
+            _check_unpacked(path, series[0].nbytes)
             array = series[0].asarray()
+    except DecompressionBomb:
+        raise
     except Exception as error:  # tifffile and its codecs raise many kinds, several of them their own
         raise ValueError(f"{path}: the TIFF is truncated or damaged ({error})") from error
     if damage:
@@ -219,6 +236,19 @@ def _read_tiff(path: Path, *, planes: Literal["RGB", "pages"]) -> np.ndarray:
             f"{path}: shape {list(shape)} with axes {axes}; expected one image or one stack of images"
         )
     return array.astype(np.uint8) * np.uint8(255) if array.dtype == bool else array
+
+
+class DecompressionBomb(ValueError):
+    """A file that unpacks to far more than it can hold."""
+
+
+def _check_unpacked(path: Path, unpacked: int) -> None:
+    packed = path.stat().st_size
+    if unpacked > max(UNPACKED, PACKING * packed):
+        raise DecompressionBomb(
+            f"{path}: {packed} bytes that say they unpack to {unpacked / 1e9:.1f} GB: damaged, or made to fill the memory. If "
+            "it is a picture after all, save it without compression"
+        )
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_seg.out_of_memory import advising
 from keras_seg.training import checkpoint, curves
 from keras_seg.training.board import Board
 from keras_seg.training.hosts import Hosts, check_same, optimizing, part_seeds, together, wait, watching
@@ -19,6 +20,10 @@ from keras_seg.weights.files import replacing, save_weights
 CHECKPOINT, BEST, LAST = "checkpoint.npz", "best.weights.h5", "last.weights.h5"
 HISTORY, CURVES, BOARD = "history.csv", "curves.png", "tensorboard"
 LOG_EVERY = 50  # steps between two records of the training loss
+LESS_MEMORY = (
+    "use a smaller data.batch_size (with training.optimizer.accumulate for the same steps), or smaller pictures: data.tile, "
+    "data.short_side"
+)
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -118,7 +123,7 @@ def run(
     began, began_at = time.monotonic(), start
     step, now = start, None
     for step, batch in enumerate(data, start=start + 1):
-        with watching(hosts, f"step {step}"):
+        with watching(hosts, f"step {step}"), advising(f"the batch of step {step}", LESS_MEMORY):
             terms = {name: float(value) for name, value in optimize(batch).items()}
         if not all(map(math.isfinite, terms.values())):
             message = _describe(step, terms, batch, sources, path, hosts)
@@ -128,7 +133,7 @@ def run(
         if step % LOG_EVERY == 0 or step == steps:
             means = {name: float(np.mean([one[name] for one in recent])) for name in terms}
             record(means)
-            speed = (step - began_at) / (time.monotonic() - began)
+            speed = (step - began_at) / max(time.monotonic() - began, 1e-9)  # a coarse clock may stand still
             left = (steps - step) / speed / 60
             shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
             say(f"step {step}/{steps}  {shown}  {speed:.2f} steps/s  {left:.0f} min left")

@@ -67,13 +67,13 @@ def fetch(
     if sha256 is not None and not re.fullmatch("[0-9a-f]{6,64}", sha256):
         raise ValueError(f"sha256={sha256!r}: must be 6 to 64 hexadecimal digits, lower case")
     path = cache_folder() / "downloads" / (name or url.rsplit("/", 1)[-1])
-    pin = path.with_name(f"{path.name}.sha256")
+    pin = _pin(path)
     help_ = f"Put the file of {url} at {path}, or use weights=None for fresh weights, or a file of your own"
     with locked(path):
-        pinned = pin.read_text().strip() if pin.is_file() else None
+        before = pinned(path) if pin.is_file() else None
         if path.is_file():
             digest = sha256_of(path)
-            _verify(digest, sha256, pinned, f"{path}", f"delete it to download it again. {help_}")
+            _verify(digest, sha256, before, f"{path}", f"delete it to download it again. {help_}")
         else:
             if os.environ.get("KERAS_SEG_OFFLINE", "") not in ("", "0"):
                 raise FileNotFoundError(
@@ -81,11 +81,20 @@ def fetch(
                 )
             with replacing(path) as temporary:
                 digest = _download(url, temporary, help_, progress)
-                _verify(digest, sha256, pinned, url, f"nothing was kept. {help_}")
-        if pinned != digest:
+                _verify(digest, sha256, before, url, f"nothing was kept. {help_}")
+        if before != digest:
             with replacing(pin) as temporary:
                 temporary.write_text(f"{digest}\n")
     return path
+
+
+def pinned(path: Path) -> str:
+    """The SHA-256 that the file which `fetch` returned had at its first download."""
+    return _pin(path).read_text().strip()
+
+
+def _pin(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _verify(digest: str, expected: str | None, pinned: str | None, what: str, advice: str) -> None:

@@ -210,8 +210,12 @@ def _torch_names() -> dict[tuple[str, str], Any]:
     )
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names that it is given, and refuses every other."""
+class _Unpickler(pickle._Unpickler):
+    """Knows the names that it is given, and refuses every other.
+
+    The unpickler written in Python: the one in C allocates its memo for the greatest number in it, so that ten bytes can
+    take all memory. A weights file has few operations, hence takes as long.
+    """
 
     def __init__(
         self,
@@ -250,8 +254,15 @@ class _Unpickler(pickle.Unpickler):
             ) from error
 
 
-def _plain(value: Any, path: Path, depth: int = 0) -> Any:
-    """The containers with arrays in the place of their stand-ins."""
+def _plain(value: Any, path: Path, depth: int = 0, made: dict[int, Any] | None = None) -> Any:
+    """The containers with arrays in the place of their stand-ins. What occurs in several places is made once, since few
+    bytes can say that a list holds a list ten times, which holds a list ten times, and so on.
+
+    made: by the identity of a container, what became of it.
+    """
+    made = {} if made is None else made
+    if id(value) in made:
+        return made[id(value)]
     if depth > 32:
         raise ValueError(f"{path}: containers nested too deeply, or in a circle")
     if isinstance(value, _Array | _Scalar | _Tensor):
@@ -260,9 +271,11 @@ def _plain(value: Any, path: Path, depth: int = 0) -> Any:
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: damaged: {error}") from error
     if isinstance(value, Mapping):
-        return {key: _plain(item, path, depth + 1) for key, item in value.items()}
+        made[id(value)] = {key: _plain(item, path, depth + 1, made) for key, item in value.items()}
+        return made[id(value)]
     if isinstance(value, list | tuple | set):
-        return type(value)(_plain(item, path, depth + 1) for item in value)
+        made[id(value)] = type(value)(_plain(item, path, depth + 1, made) for item in value)
+        return made[id(value)]
     if value is None or isinstance(value, str | bytes | bool | int | float):
         return value
     raise ValueError(f"{path}: holds a {type(value).__name__}, which is no data")
@@ -291,21 +304,30 @@ def _read_zip(path: Path) -> Any:
             if index is None:
                 raise ValueError(f"{path}: a zip archive, but not one of torch.save: it lacks data.pkl")
             folder = index.removesuffix("data.pkl")
-            file = io.BytesIO(archive.read(index))
+            file = io.BytesIO(_stored(archive, index, path))
             content = _Unpickler(
                 file, path, _torch_names(), lambda identifier: _storage_of(identifier, storages)
             ).read()
             for storage in storages.values():
-                storage.data = archive.read(f"{folder}data/{storage.key}")
+                storage.data = _stored(archive, f"{folder}data/{storage.key}", path)
     except (zipfile.BadZipFile, KeyError, OSError, EOFError) as error:
         raise ValueError(f"{path}: truncated or damaged ({error})") from error
     return _plain(content, path)
 
 
+def _stored(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """An entry's bytes, which torch.save never compresses: some megabytes could unpack to more than there is memory."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError(
+            f"{path}: {name} is compressed, which torch.save does not do. If the file is yours, save it anew with torch.save"
+        )
+    return archive.read(name)
+
+
 def _read_legacy(path: Path) -> Any:
     storages: dict[str, _Storage] = {}
     with open(path, "rb") as file:
-        names = _torch_names()
+        names, size = _torch_names(), path.stat().st_size
 
         def read() -> Any:
             return _Unpickler(file, path, names, lambda identifier: _storage_of(identifier, storages)).read()
@@ -319,7 +341,8 @@ def _read_legacy(path: Path) -> Any:
             header = file.read(8)
             if storage is None or len(header) < 8 or struct.unpack("<q", header)[0] != storage.count:
                 raise ValueError(f"{path}: truncated or damaged (storage {key})")
-            storage.data = file.read(storage.count * storage.dtype.itemsize)
-            if len(storage.data) < storage.count * storage.dtype.itemsize:
+            length = storage.count * storage.dtype.itemsize
+            if not 0 <= length <= size - file.tell():
                 raise ValueError(f"{path}: truncated (storage {key})")
+            storage.data = file.read(length)
     return _plain(content, path)
