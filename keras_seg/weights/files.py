@@ -89,6 +89,21 @@ def load_weights(model: keras.Model, path: str | Path, *, may_be_fresh: Collecti
     return assign_variables(own, arrays, path, may_be_fresh=may_be_fresh, network=repr(model.name))
 
 
+def check_self_contained(file: h5py.File) -> None:
+    """ValueError where a link or an array of an HDF5 file lies elsewhere: one from a stranger must not read other files."""
+
+    def link(name: str, kind: object) -> str | None:
+        return None if isinstance(kind, h5py.HardLink) else f"{name} links to another place"
+
+    def array(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
+        outside = isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)
+        return f"{name} lies in another file" if outside else None
+
+    # what a visitor returns ends the visit
+    if found := file.visititems_links(link) or file.visititems(array):
+        raise ValueError(f"{found}; a weights file is complete in itself")
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
@@ -160,6 +175,7 @@ def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:
 
     try:
         with h5py.File(path, "r") as file:
+            check_self_contained(file)
             collect(file.get("layers", {}), "")
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: corrupt, truncated, or no weights file of Keras 3 ({error})") from error

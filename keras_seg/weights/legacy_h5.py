@@ -8,6 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from keras_seg.weights.files import check_self_contained
+
 
 def read_layers(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
     """{layer: {variable: float32 array}} of a file of weights, or of a whole model; layers of models within the model
@@ -21,6 +23,7 @@ def read_layers(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
     layers: dict[str, dict[str, np.ndarray]] = {}
     try:
         with h5py.File(path, "r") as file:
+            check_self_contained(file)
             root = file.get("model_weights", file)
             for name in _strings(root, "layer_names"):
                 weights = _strings(root[name], "weight_names")
