@@ -1,4 +1,5 @@
-"""Weights of Detectron2's model zoo (`model_final_*.pkl`) under keras_seg's names and layouts.
+"""Weights of Detectron2 (`model_final_*.pkl` of its model zoo, `model_final.pth` of its trainer) under keras_seg's names and
+layouts.
 
 Detectron2's images are BGR, its maps [C, H, W]; its classes are ordered as ours, background last.
 """
@@ -6,12 +7,13 @@ Detectron2's images are BGR, its maps [C, H, W]; its classes are ordered as ours
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from keras_seg.weights.layouts import NORMALIZATION, dense_on_map, kernel, require_understood
-from keras_seg.weights.pickles import load_pickle
+from keras_seg.weights.pickles import load_pickle, load_torch
 
 BOX_SIDE, MLP_MASK_SIDE = (
     7,
@@ -56,7 +58,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     know, which are named.
     """
     path = Path(path)
-    content = load_pickle(path)
+    content = {"model": load_torch(path)} if zipfile.is_zipfile(path) else load_pickle(path)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or not all(isinstance(array, np.ndarray) for array in model.values()):
         raise ValueError(f'{path}: no Detectron2 model: expected {{"model": {{name: array}}}}')

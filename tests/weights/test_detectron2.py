@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -76,6 +77,15 @@ def test_layouts(tmp_path):
     np.testing.assert_array_equal(
         ours["backbone/stem_conv1_norm/moving_mean"], model["backbone.stem.conv1.norm.running_mean"]
     )
+
+
+def test_a_trainers_checkpoint_is_read_as_what_torch_saved(tmp_path, monkeypatch):
+    path = tmp_path / "model_final.pth"
+    zipfile.ZipFile(path, "w").close()
+    kernel = np.arange(8 * 3 * 49, dtype=np.float32).reshape(8, 3, 7, 7)
+    monkeypatch.setattr(detectron2, "load_torch", lambda path: {"backbone.stem.conv1.weight": kernel})
+    ours = detectron2.read(path)
+    np.testing.assert_array_equal(ours["backbone/stem_conv1/kernel"], kernel[:, ::-1].transpose(2, 3, 1, 0))
 
 
 def test_the_rules_weights_arrive(shared, tmp_path):
