@@ -22,6 +22,9 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 STACK_AXES = "ZTCQI"  # what tifffile calls the page axis of a stack: depth, time, channel, other, sequence
 # tifffile logs these and goes on with the pages that it could read; we stop instead.
 TIFF_DAMAGE = ("invalid page offset", "failed", "corrupt", "truncated", "segments, got")
+# What a TIFF's numbers must mean; in JPEG colours come as YCbCr, and are decoded to RGB.
+PLAIN = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
+JPEG_IN_TIFF = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 # A TIFF that unpacks to more than this many bytes, and to more than so many times its own size, is no picture: one of a
 # single value packs to a thousandth (deflate) or, by zstd, to a six-thousandth.
 UNPACKED, PACKING = 1 << 28, 20_000
@@ -203,7 +206,8 @@ def _read_tiff(path: Path, *, planes: Literal["RGB", "pages"]) -> np.ndarray:
     try:
         with _tiff_damage() as damage, tifffile.TiffFile(path) as file:
             series, page = file.series, file.pages[0]
-            shape, axes, photometric = series[0].shape, series[0].axes, page.photometric
+            shape, axes = series[0].shape, series[0].axes
+            photometric, compression = page.photometric, page.compression
             _check_unpacked(path, series[0].nbytes)
             array = series[0].asarray()
     except DecompressionBomb:
@@ -216,10 +220,15 @@ def _read_tiff(path: Path, *, planes: Literal["RGB", "pages"]) -> np.ndarray:
         raise ValueError(
             f"{path}: pages of different sizes or types, {[list(part.shape) for part in series]}"
         )
-    if photometric in (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.PALETTE):
+    inks = photometric == tifffile.PHOTOMETRIC.SEPARATED and axes == "YXS" and shape[-1] == 4
+    if inks and array.dtype == np.uint8:
+        array = np.asarray(Image.frombytes("CMYK", shape[1::-1], np.ascontiguousarray(array)).convert("RGB"))
+    elif not (
+        photometric in PLAIN or (photometric == tifffile.PHOTOMETRIC.YCBCR and compression in JPEG_IN_TIFF)
+    ):
+        stored = getattr(photometric, "name", photometric)
         raise ValueError(
-            f"{path}: stored as {photometric.name} (its values are not grey values): save it as grey "
-            "(MINISBLACK) or RGB"
+            f"{path}: stored as {stored} (its values are not grey values): save it as grey (MINISBLACK) or RGB"
         )
     if axes == "SYX" and planes == "pages":
         axes = "QYX"
