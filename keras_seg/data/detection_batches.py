@@ -98,6 +98,8 @@ def detection_dataset(
     """
     import tensorflow as tf
 
+    from keras_seg.ops.native import resize
+
     options = (
         augment
         if isinstance(augment, DetectionAugmentation)
@@ -141,6 +143,7 @@ def detection_dataset(
     maker = _Maker(source, item, order, seed, max_unreadable, proposals)
 
     keep_memory(parallel or os.cpu_count() or 1)
+    resize.available()  # built now rather than in a thread of TensorFlow's
 
     def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
         made = tf.numpy_function(

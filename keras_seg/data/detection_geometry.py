@@ -63,6 +63,10 @@ class DetectionAugmentation:
         if self.gamma < 0:
             raise ValueError(f"gamma: must be 0 or more, got {self.gamma}")
 
+    @property
+    def varies_colours(self) -> bool:
+        return any((self.brightness, self.contrast, self.saturation, self.gamma))
+
 
 NO_AUGMENTATION = DetectionAugmentation(flip=0.0)
 

@@ -75,10 +75,8 @@ def make_item(
             f"say {height}x{width}"
         )
     geometry = draw_geometry(annotated.size, options.short_side, options.max_side, options.augment, random)
-    picture = vary_colours(geometry.of_picture(picture), options.augment, random)
     rows, columns = (-(-side // options.multiple) * options.multiple for side in geometry.size)
-    # padded by Pillow, whose memory is at hand, where a new array of some MB costs more than what is written to it
-    image = np.asarray(picture.crop((0, 0, columns, rows)).convert("RGB"))
+    image = _pixels(picture, geometry, options.augment, random, (rows, columns))
     return {
         "image": image,
         "size": np.array(geometry.size, np.float32),
@@ -148,6 +146,29 @@ def _moved(proposals: np.ndarray, geometry: Geometry) -> np.ndarray:
     boxes = np.clip(geometry.of_boxes(proposals.astype(np.float64)), 0, [width, height, width, height])
     boxes = boxes.astype(np.float32)
     return boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+
+
+def _pixels(
+    picture: Image.Image,
+    geometry: Geometry,
+    augment: DetectionAugmentation,
+    random: np.random.Generator,
+    padded_size: tuple[int, int],
+) -> np.ndarray:
+    """uint8 [rows, columns, 3]: the picture through the geometry, its colours varied, and zeros around."""
+    from keras_seg.ops.native import resize
+
+    plain = not (geometry.cuts or geometry.transpose or geometry.mirror_y or augment.varies_colours)
+    if (
+        plain
+        and picture.mode == "RGB"
+        and resize.as_pillow(geometry.original, geometry.resized)
+        and resize.available()
+    ):
+        return resize.resize(np.asarray(picture), geometry.resized, padded_size, mirror=geometry.mirror_x)
+    picture = vary_colours(geometry.of_picture(picture), augment, random)
+    # padded by Pillow, whose memory is at hand, where a new array of some MB costs more than what is written to it
+    return np.asarray(picture.crop((0, 0, *padded_size[::-1])).convert("RGB"))
 
 
 class _Bitmap(NamedTuple):

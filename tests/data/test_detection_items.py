@@ -360,3 +360,17 @@ def test_keypoints_change_places_by_their_names():
 def test_options_outside_their_range(fields, message):
     with pytest.raises(ValueError, match=message):
         DetectionAugmentation(**fields)
+
+
+@pytest.mark.parametrize("mirrored", [0.0, 1.0])
+def test_pixels_are_the_same_with_and_without_the_compiled_resize(tmp_path, monkeypatch, mirrored):
+    pixels = np.random.default_rng(3).integers(0, 256, (37, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    annotated = rectangles([[3, 4, 20, 30]], (37, 50), tmp_path / "image.png")
+    chosen = options(short_side=90, multiple=32, augment=DetectionAugmentation(flip=mirrored))
+    expected = np.asarray(Image.fromarray(pixels).resize((122, 90), Image.Resampling.BILINEAR))
+    expected = np.pad(expected[:, ::-1] if mirrored else expected, ((0, 6), (0, 6), (0, 0)))
+    for setting in ("auto", "off"):
+        monkeypatch.setenv("KERAS_SEG_NATIVE", setting)
+        found = make_item(annotated, chosen, np.random.default_rng(0))["image"]
+        np.testing.assert_array_equal(found, expected)

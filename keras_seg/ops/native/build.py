@@ -1,4 +1,4 @@
-"""Compiles RoIAlign's sources into a library that TensorFlow loads: for this machine, or for a wheel.
+"""Compiles the sources of RoIAlign and of resizing into a library that TensorFlow loads: for this machine, or for a wheel.
 
 python -m keras_seg.ops.native.build --output FOLDER --cuda --architectures sm_70 sm_80 sm_90 compute_90
 """
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 LIBRARY, MANIFEST = "roi_align.so", "build.json"
 SOURCES = (
     "numbers.h", "roi_align.h", "roi_align_elements.h", "roi_align_cpu.h", "roi_align_gpu.h", "roi_align_cpu.cc",
-    "roi_align_dispatch.cc", "roi_align_op.cc", "roi_align_gpu.cu",
+    "roi_align_dispatch.cc", "roi_align_op.cc", "roi_align_gpu.cu", "resize.cc",
 )  # fmt: skip
 # Positions of samples must be rounded as TensorFlow's operations round them, hence no contraction of a * b + c.
 KERNEL_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=off", "-Wno-psabi", "-Wno-ignored-attributes")
@@ -102,6 +102,7 @@ def build(folder: Path, nvcc: Path | None = None, architectures: Sequence[str] =
                 *compiler, *KERNEL_FLAGS, *(["-DKERAS_SEG_X86"] if x86 else []), "-c",
                 str(HERE / "roi_align_dispatch.cc"),
             ],
+            "resize.o": [*compiler, *KERNEL_FLAGS, "-c", str(HERE / "resize.cc")],
         }  # fmt: skip
         for name, flags in (X86_FLAGS if x86 else {"plain": ()}).items():
             commands[f"{name}.o"] = [*compiler, *KERNEL_FLAGS, *flags, "-c", str(HERE / "roi_align_cpu.cc")]

@@ -23,6 +23,10 @@ from keras_seg.ops.native import build
 from keras_seg.ops.native.build import LIBRARY, MANIFEST
 
 VARIABLE = "KERAS_SEG_NATIVE"
+_size = ctypes.c_int64
+RESIZE_ARGUMENTS = (
+    ctypes.c_void_p, _size, _size, _size, _size, ctypes.c_bool, ctypes.c_void_p, _size, _size,
+)  # fmt: skip
 OFF, REQUIRE, NORMAL = ("0", "off"), ("require",), ("", "1", "on", "auto")
 
 _lock = threading.RLock()
@@ -45,6 +49,7 @@ class Library:
     cuda: bool
     manifest: dict  # build.build's
     note: str | None = None  # why it has less than it might
+    functions: ctypes.CDLL | None = None  # those that are no operations
 
 
 def setting() -> str:
@@ -225,10 +230,12 @@ def _loaded(folder: Path, origin: str, note: str | None = None) -> Library:
         functions.keras_seg_instruction_set.restype = ctypes.c_char_p
         instruction_set = functions.keras_seg_instruction_set().decode()
         cuda = bool(functions.keras_seg_has_cuda())
+        functions.keras_seg_resize.argtypes = RESIZE_ARGUMENTS
+        functions.keras_seg_resize.restype = ctypes.c_bool
     except (tf.errors.OpError, OSError, AttributeError) as error:
         raise Unavailable(f"{path} does not load: {error}") from error
     manifest = json.loads((folder / MANIFEST).read_text())
-    found = Library(operations, path, origin, instruction_set, cuda, manifest, note)
+    found = Library(operations, path, origin, instruction_set, cuda, manifest, note, functions)
     _check(found, "CPU")
     if cuda and _gpus():
         _check(found, "GPU")
