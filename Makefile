@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8 nuclei export tflite)
 
-.PHONY: install test lint demo bench-data bench claims prove-training native train-isbi train-nuclei browser wheel clean $(BENCHES)
+.PHONY: install test lint demo bench-data bench claims prove-training native train-isbi train-nuclei browser wheel docs clean $(BENCHES)
 
 install: .venv/installed
 
@@ -96,6 +96,10 @@ browser: install
 
 wheel: install
 	$(BIN)/python -m build --wheel
+
+# The pages of docs/ and the reference as a site in build/site, with search; a broken link or reference is an error.
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -b html -c docs . build/site
 
 clean:
 	rm -rf build dist runs *.egg-info .pytest_cache .ruff_cache .hypothesis
