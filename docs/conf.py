@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "docs"))
 
 import docstrings
+import notebooks
 import zoo_page
 
 import keras_seg
@@ -98,6 +99,7 @@ NAVIGATION = {
 BENEATH = {
     "docs/cards": ["zoo/*"],
     "docs/measurements": ["benchmarks/README", "benchmarks/results/*"],
+    "colab/README": ["docs/tutorials/*"],
     "docs/kits": ["export/*/README", "export/*/*/README", "colab/*/README"],
     "docs/contributing": ["docs/contributing_*"],
     "docs/api": ["docs/api/*"],
@@ -131,7 +133,7 @@ python_maximum_signature_line_length = 100
 
 # Commands, and the demonstration, are for the shell.
 NOT_LIBRARY = re.compile(r"keras_seg\.(cli|demo\w*|command_options|\w+_commands|_\w+)$")
-API = ROOT / "docs/api"
+API, TUTORIALS = ROOT / "docs/api", ROOT / "docs/tutorials"
 # What most programs need comes first on the package's page.
 FIRST = [
     "zoo",
@@ -149,6 +151,7 @@ FIRST = [
 def setup(app) -> None:
     app.connect("builder-inited", lambda app: write_api_pages())
     app.connect("builder-inited", lambda app: zoo_page.write(ROOT))
+    app.connect("builder-inited", lambda app: write_tutorials())
     app.connect("source-read", add_navigation)
     app.connect("autodoc-process-docstring", convert_docstring, priority=400)  # before napoleon
     app.connect("build-finished", write_first_page)
@@ -188,6 +191,14 @@ def modules() -> dict[str, list[str]]:
         if not module.ispkg:
             found[package].append(module.name)
     return found
+
+
+def write_tutorials() -> None:
+    """Pages that show the notebooks."""
+    TUTORIALS.mkdir(exist_ok=True)
+    wanted = {notebooks.write(notebook, TUTORIALS) for notebook in sorted((ROOT / "colab").glob("*.ipynb"))}
+    for page in set(TUTORIALS.glob("*.md")) - wanted:
+        page.unlink()
 
 
 def write_api_pages() -> None:
