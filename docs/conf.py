@@ -118,7 +118,7 @@ myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
 default_role = "code"  # docstrings write `name`, as Markdown does
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
 # Optional packages, for machines that do not have them.
