@@ -24,10 +24,62 @@ class Errors(NamedTuple):
     missed: np.ndarray
 
     @property
+    def wrong(self) -> int:
+        return len(self.false) + len(self.missed)
+
+    @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall; 1 where nothing is and nothing was found."""
-        wrong = len(self.false) + len(self.missed)
-        return 2 * len(self.right) / (2 * len(self.right) + wrong) if wrong else 1.0
+        return 2 * len(self.right) / (2 * len(self.right) + self.wrong) if self.wrong else 1.0
+
+
+class Judged(NamedTuple):
+    """An image of COCO annotations: its id and file, the results that count (the surest first) and the objects that are
+    there, which of them are right, and the overlap of each pair that is, float [n]."""
+
+    image_id: int
+    file_name: str
+    found: list[dict[str, Any]]
+    there: list[dict[str, Any]]
+    errors: Errors
+    overlaps: np.ndarray
+
+
+def judge(
+    found: Sequence[Mapping[str, Any]] | str | Path,
+    annotations: Mapping[str, Any] | str | Path,
+    *,
+    iou_type: str = "segm",
+    score_threshold: float = 0.5,
+    iou: float = 0.5,
+) -> list[Judged]:
+    """Every image of COCO annotations with its errors: that with the lowest F1 first, of equal ones that with most errors.
+
+    found: COCO results, `evaluate.results` or a JSON file. iou_type: what overlaps, masks ("segm") or boxes ("bbox").
+    score_threshold, iou: what counts as found, and as right. Crowds neither match nor count. ValueError for malformed
+    annotations and results.
+    """
+    from keras_seg.metrics import coco_data
+
+    truth = coco_data.read_annotations(annotations, iou_type)
+    results = coco_data.read_results(found, truth, iou_type)
+    of_images: dict[int, tuple[list, list]] = {image: ([], []) for image in truth.images}
+    for one in sorted(results, key=lambda one: -one["score"]):
+        if one["score"] >= score_threshold:
+            of_images[one["image_id"]][0].append(one)
+    for one in truth.objects:
+        if not one["iscrowd"]:
+            of_images[one["image_id"]][1].append(one)
+    field = "segmentation" if iou_type == "segm" else "bbox"
+    judged = []
+    for image, (sure, there) in of_images.items():
+        shapes = ([one[field] for one in objects] for objects in (sure, there))
+        categories = [np.array([one["category_id"] for one in objects], int) for objects in (sure, there)]
+        errors, overlaps = _matched(*shapes, iou, categories[0][:, None] == categories[1][None])
+        judged.append(
+            Judged(image, truth.images[image].get("file_name", str(image)), sure, there, errors, overlaps)
+        )
+    return sorted(judged, key=lambda one: (one.errors.f1, -one.errors.wrong, one.image_id))
 
 
 def match(found: np.ndarray, truth: np.ndarray, iou: float = 0.5, same: np.ndarray | None = None) -> Errors:
@@ -42,16 +94,16 @@ def match(found: np.ndarray, truth: np.ndarray, iou: float = 0.5, same: np.ndarr
         )
     from keras_seg.ops.rle import encode_mask
 
-    return _matched([encode_mask(mask) for mask in found], [encode_mask(mask) for mask in truth], iou, same)
+    return _matched([encode_mask(mask) for mask in found], [encode_mask(mask) for mask in truth], iou, same)[
+        0
+    ]
 
 
 def _matched(
-    found: Sequence[Mapping[str, Any]],
-    truth: Sequence[Mapping[str, Any]],
-    iou: float,
-    same: np.ndarray | None,
-) -> Errors:
-    """`match` of run lengths: a mask for each object of a large image would be some GB."""
+    found: Sequence[Any], truth: Sequence[Any], iou: float, same: np.ndarray | None
+) -> tuple[Errors, np.ndarray]:
+    """`match` of run lengths, since a mask for each object of a large image would be some GB, or of boxes [x, y, width,
+    height]; and the overlap of each pair."""
     from pycocotools import mask as coco
 
     # of nothing it gives a list
@@ -64,7 +116,8 @@ def _matched(
             pairs.append((n, int(row.argmax())))
             left[pairs[-1][1]] = False
     right = np.array(pairs, int).reshape(-1, 2)
-    return Errors(right, np.setdiff1d(np.arange(len(found)), right[:, 0]), np.flatnonzero(left))
+    errors = Errors(right, np.setdiff1d(np.arange(len(found)), right[:, 0]), np.flatnonzero(left))
+    return errors, overlap[right[:, 0], right[:, 1]]
 
 
 def draw_errors(image: Any, found: np.ndarray, truth: np.ndarray, errors: Errors) -> Image.Image:
@@ -111,32 +164,16 @@ def write_error_pictures(
     Raises ValueError for malformed annotations and results, FileNotFoundError for an image that is not there.
     """
     from keras_seg import visualize
-    from keras_seg.metrics import coco_data
 
-    truth = coco_data.read_annotations(annotations, "segm")
-    results = coco_data.read_results(found, truth, "segm")
-    of_images = {image: ([], []) for image in truth.images}
-    for one in sorted(results, key=lambda one: -one["score"]):
-        if one["score"] >= score_threshold:
-            of_images[one["image_id"]][0].append(one)
-    for one in truth.objects:
-        if not one["iscrowd"]:
-            of_images[one["image_id"]][1].append(one)
-    judged = []
-    for image, (sure, there) in of_images.items():
-        masks = ([one["segmentation"] for one in objects] for objects in (sure, there))
-        categories = [np.array([one["category_id"] for one in objects], int) for objects in (sure, there)]
-        errors = _matched(*masks, iou, categories[0][:, None] == categories[1][None])
-        judged.append((errors.f1, image, errors))
-    judged.sort(key=lambda one: one[:2])
+    judged = judge(found, annotations, score_threshold=score_threshold, iou=iou)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
-    for rank, (_, image, errors) in enumerate(judged[:count], start=1):
-        name = truth.images[image]["file_name"]
-        path = folder / f"{rank:02d}_{Path(name).stem}.png"
-        draw_errors(visualize.picture(Path(images) / name), *_masks(*of_images[image]), errors).save(path)
-        written[path] = errors
+    for rank, one in enumerate(judged[:count], start=1):
+        path = folder / f"{rank:02d}_{Path(one.file_name).stem}.png"
+        picture = visualize.picture(Path(images) / one.file_name)
+        draw_errors(picture, *_masks(one.found, one.there), one.errors).save(path)
+        written[path] = one.errors
     return written
 
 
