@@ -7,7 +7,7 @@ A recipe's `model:` block is the builder's arguments; `data:` and `training:` sa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -51,6 +51,7 @@ Metric = Literal[
     "AR1000",
 ]
 MAX_SHOWN = 12  # entries of a list that a card shows
+MOST_VALUES = 20_000  # of a recipe; class names may be thousands
 # All others are errors.
 HIGHER_IS_BETTER = (
     "v_rand",
@@ -405,6 +406,15 @@ class Recipe(Block):
         return "\n".join([*lines, "", self.note] if self.note else lines)
 
 
+def _values(fields: Any) -> Iterator[Any]:
+    """All that a YAML file holds, with what it refers to as often as it does so: a few lines can say that a list holds a
+    list ten times, which holds a list ten times, and so on."""
+    yield fields
+    inside = fields.values() if isinstance(fields, dict) else fields if isinstance(fields, list) else ()
+    for value in inside:
+        yield from _values(value)
+
+
 def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
     """Read and check a recipe: a YAML file, or a mapping of the same fields.
 
@@ -421,6 +431,10 @@ def load_recipe(source: str | Path | Mapping[str, Any]) -> Recipe:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: brackets nested too deeply for a recipe") from None
+    if any(number >= MOST_VALUES for number, _ in enumerate(_values(fields))):
+        raise ValueError(f"{path}: holds more than {MOST_VALUES} values, which no recipe does")
     return _validate(fields, path)
 
 

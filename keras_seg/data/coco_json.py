@@ -173,6 +173,8 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
+    except RecursionError:
+        raise ValueError(f"{path}: brackets nested too deeply for annotations") from None
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -134,6 +134,8 @@ class _Text:
                 value, end = self.decode_json(self.text, self.position)
             except json.JSONDecodeError as error:
                 problem, end = error.msg, error.pos
+            except RecursionError:
+                self.fail("brackets nested too deeply for annotations")
             if problem and (self.ended or len(self.text) - end > LONGEST_ELEMENT):
                 self.position = end
                 self.fail(problem)

@@ -74,6 +74,8 @@ def from_labelme(
                 )
                 continue
             group = shape.get("group_id")
+            if not (group is None or isinstance(group, int | str)):
+                raise ValueError(f"{where}: group_id: must be a number, a text or null, got {group!r:.60}")
             groups.setdefault((shape["label"], k if group is None else ("group", group)), []).append(
                 (where, outline)
             )

@@ -75,13 +75,7 @@ def _regions(entry: Mapping[str, Any]) -> list[tuple[Any, Any]]:
 
 
 def _only_attribute(project: Path, regions: Iterable[Sequence[tuple[Any, Any]]]) -> str | None:
-    names = {
-        n
-        for of_image in regions
-        for _, r in of_image
-        if isinstance(r, dict)
-        for n in r.get("region_attributes") or {}
-    }
+    names = {n for of_image in regions for _, r in of_image if isinstance(r, dict) for n in _attributes(r)}
     if len(names) > 1:
         raise ValueError(
             f"{project}: regions have the attributes {', '.join(sorted(names))}: say which is the class (attribute)"
@@ -89,10 +83,15 @@ def _only_attribute(project: Path, regions: Iterable[Sequence[tuple[Any, Any]]])
     return names.pop() if names else None
 
 
+def _attributes(region: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = region.get("region_attributes")
+    return found if isinstance(found, dict) else {}
+
+
 def _via_class(region: Mapping[str, Any], attribute: str | None, where: str) -> str:
     if attribute is None:
         return "object"
-    value = (region.get("region_attributes") or {}).get(attribute)
+    value = _attributes(region).get(attribute)
     if isinstance(value, dict):  # check boxes
         chosen = [name for name, on in value.items() if on]
         value = chosen[0] if len(chosen) == 1 else None
@@ -105,7 +104,11 @@ def _via_outline(shape: Mapping[str, Any], where: str) -> list[float] | None:
     kind = shape.get("name")
 
     def values(*names: str) -> list[float]:
-        return [float(finite_numbers(shape.get(name), where, name).reshape(())) for name in names]
+        found = [finite_numbers(shape.get(name), where, name) for name in names]
+        for name, value in zip(names, found, strict=True):
+            if value.size != 1:
+                raise ValueError(f"{where}: {name}: must be one number, got {value.tolist()!r:.60}")
+        return [float(value.item()) for value in found]
 
     if kind in ("point", "polyline"):
         return None

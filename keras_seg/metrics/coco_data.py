@@ -36,6 +36,7 @@ IOU_TYPES = ("bbox", "segm", "keypoints")
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 SHOWN = 5  # of a list of ids in a message
 MASKS_AT_ONCE = 2000  # some MB
+MOST_PIXELS = 2**32  # pycocotools counts runs in 32 bits
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def read_annotations(source: str | Path | Mapping[str, Any], iou_type: str) -> T
                 f'{name}: annotations need a list "{field}"; {_kind(data.get(field))}'
             )
     images = _by_id(data["images"], "image", name)
+    for number, image in images.items():
+        _check_size(image, f"{name}: image {number}")
     categories = {
         k: str(c.get("name", k)) for k, c in sorted(_by_id(data["categories"], "category", name).items())
     }
@@ -111,7 +114,7 @@ def read_results(
     than `iou_type`, an image or a category that the annotations do not have, numbers that are not finite.
     """
     data, name = load(source, "results")
-    if isinstance(data, Mapping):
+    if isinstance(data, (Mapping, str)) or not isinstance(data, Iterable):
         raise ValueError(f"{name}: results are a list of detections; {_kind(data)}")  # noqa: TRY004
     results: list[dict[str, Any]] = []
     seen: set[int] = set()
@@ -216,6 +219,8 @@ def load(source: Any, what: str) -> tuple[Any, str]:
         ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not JSON: not a text file ({error.reason})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: brackets nested too deeply for {what}") from None
 
 
 def _by_id(records: list[Any], what: str, name: str) -> dict[int, dict[str, Any]]:
@@ -228,6 +233,18 @@ def _by_id(records: list[Any], what: str, name: str) -> dict[int, dict[str, Any]
             raise ValueError(f"{name}: two of the {what} records have the id {record['id']}")
         found[record["id"]] = record
     return found
+
+
+def _check_size(image: Mapping[str, Any], where: str) -> None:
+    """Height and width may be absent: not all that is evaluated needs them."""
+    sides = {side: image[side] for side in ("height", "width") if image.get(side) is not None}
+    for side, value in sides.items():
+        if not (_is_integer(value) and value > 0):
+            raise ValueError(f"{where}: {side} must be a positive integer, got {value!r}")
+    if math.prod(sides.values()) >= MOST_PIXELS:
+        raise ValueError(
+            f"{where}: {' x '.join(map(str, sides.values()))} pixels, more than run lengths can count"
+        )
 
 
 def _check_place(record: Mapping[str, Any], images: Mapping, categories: Mapping, where: str) -> None:

@@ -58,7 +58,7 @@ def run_lengths(rle: Mapping[str, Any]) -> np.ndarray:
     try:
         height, width = (int(side) for side in rle["size"])
         counts = rle["counts"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f'run lengths: takes {{"size": [height, width], "counts": ...}}, got {_short(rle)}'
         ) from error
