@@ -107,7 +107,7 @@ def smaller(png: bytes) -> tuple[str, bytes]:
     picture.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     if file.tell() <= LARGEST_PICTURE:
         return "image/png", file.getvalue()
-    for quality in (88, 80, 70, 60):
+    for quality in (88, 80, 70, 60, 50, 40):
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality, optimize=True)
         if file.tell() <= LARGEST_PICTURE:
