@@ -57,12 +57,14 @@ def tflite_differences(model: UNet | MaskRCNN, path: str | Path, image: Any) -> 
         taken = tflite_images.fit_slice(model, pixels, height, width)
         found = run(images=taken[None])["probabilities"][0]
         return differences(keras_seg.segment(model, taken, rotations=1, progress=False), found)
-    taken = tflite_images.fit_photograph(model, image, height, width)[None]
-    size = tf.constant([[height, width]], tf.float32)
-    expected = inference.compiled(model)({"image": tf.constant(taken, tf.float32), "size": size})
+    pixels = detect.pixels_of(image, "image")
+    taken = tflite_images.fit_photograph(model, pixels, height, width)[None]
+    size = tflite_images.fitted_size(model, *pixels.shape[:2], height, width)
+    true_size = tf.constant([size], tf.float32)
+    expected = inference.compiled(model)({"image": tf.constant(taken, tf.float32), "size": true_size})
     found = run(images=taken)
     both = ({name: np.asarray(value)[0] for name, value in outputs.items()} for outputs in (expected, found))
-    return differences(*(detect.instances_of(model, one, (height, width), (height, width)) for one in both))
+    return differences(*(detect.instances_of(model, one, size, size) for one in both))
 
 
 def differences(expected: Instances | np.ndarray, found: Instances | np.ndarray) -> dict[str, float]:
@@ -88,6 +90,20 @@ def exceeded(compared: dict[str, float], tolerances: dict[str, float]) -> list[s
     # of two objects that are all but equally likely, one export may keep the one and another the other
     missing = compared.get("without counterpart", 0)
     return over + (["without counterpart"] if missing > 0.1 * compared.get("objects", 0) else [])
+
+
+def share_in_common(expected: Instances, found: Instances, tolerances: dict[str, float]) -> float:
+    """Of the objects of the larger set, the share that the other has at the same place and with the same score."""
+    if not len(expected) or not len(found):
+        return float(len(expected) == len(found))
+    same = [
+        all(
+            np.abs(getattr(expected, name)[k] - getattr(found, name)[j]).max() <= tolerances[name]
+            for name in ("boxes", "scores")
+        )
+        for k, j in _pairs(expected, found)
+    ]
+    return sum(same) / max(len(expected), len(found))
 
 
 def _pairs(expected: Instances, found: Instances) -> list[tuple[int, int]]:

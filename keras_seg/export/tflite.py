@@ -52,8 +52,8 @@ def tflite(
     what `segment(model, image, rotations=1)` gives. Of a detector it is "num_detections" int32 [1], "boxes" float32
     [1, N, 4] (x1, y1, x2, y2 in pixels of the input, 0 after the last), "scores" [1, N], "classes" int32 [1, N] from 0, and
     with the branches "masks" float32 [1, N, 28, 28] over each box and "keypoints" [1, N, K, 3]. Whoever calls resizes the
-    image and pads it at the bottom and at the right; keras_seg.json inside says how (`tflite_metadata.read`), and
-    export/tflite/run.py does so.
+    image and pads it at the bottom and at the right with the colour that keras_seg.json inside says (`tflite_metadata.read`),
+    by which the file knows the padding (`tflite_detector.true_size`); export/tflite/run.py does so.
 
     Args:
         model: a U-Net (`models.unet`) or a detector (`models.mask_rcnn`).
@@ -100,7 +100,7 @@ def tflite(
     traced = tf.function(function, input_signature=[spec], autograph=False)
     content = _convert(model, traced, quantize, select_ops)
     content = tflite_metadata.embed(content, _about(model, traced, quantize, select_ops), _labels(model))
-    if not select_ops:  # whose operators no interpreter for Python has
+    if not select_ops:  # whose operators no interpreter for Python has, TensorFlow's own neither
         _check(model, content, traced, quantize)
     with replacing(path) as partial:
         partial.write_bytes(content)
@@ -145,9 +145,9 @@ def _function(
         return tflite_detector.detector(model, height, width, treatment)
 
     def detect(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        size = tf.constant([[height, width]], tf.float32)
+        image, size = tf.cast(images, tf.float32), tflite_detector.true_size(model, images)
         with portable():
-            return dict(model({"image": tf.cast(images, tf.float32), "size": size}, training=False))
+            return dict(model({"image": image, "size": size[None]}, training=False))
 
     return detect
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from keras_seg.export.tflite_images import padding
 from keras_seg.export.tflite_networks import Exact, Treatment, network
 from keras_seg.export.tflite_regions import REFUSED, inverse, pool_regions, suppress
 from keras_seg.models.mask_rcnn import MaskRCNN
@@ -31,7 +32,7 @@ def check(model: MaskRCNN) -> None:
 def detector(
     model: MaskRCNN, height: int, width: int, treatment: Treatment | None = None
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """A function from images uint8 [1, height, width, 3] to detections, to be traced.
+    """A function from images uint8 [1, height, width, 3], padded as `true_size` knows, to detections, to be traced.
 
     Returns "num_detections" int32 [1], "boxes" float32 [1, D, 4] in pixels of the input, "scores" [1, D], "classes" int32
     [1, D], and with the branches "masks" float32 [1, D, m, m] and "keypoints" [1, D, K, 3], as of `models.mask_rcnn`.
@@ -40,14 +41,18 @@ def detector(
     parts = {name: network(part, treatment, name) for name, part in model.parts.items()}
     normalize, select = model.get_layer("normalize"), model.get_layer("proposals")
     pyramid = model.structure == "fpn"
-    size = np.array([height, width], np.float32)
 
-    def maps_of(images: tf.Tensor) -> list[tf.Tensor]:
+    def maps_of(images: tf.Tensor, size: tf.Tensor) -> list[tf.Tensor]:
         pixels = (tf.cast(images, tf.float32) - normalize.mean) * (1 / np.array(normalize.std, np.float32))
+        rows, columns = (
+            tf.cast(tf.range(0.0, float(side), 1.0) < size[axis], tf.float32)
+            for axis, side in enumerate((height, width))
+        )
+        pixels *= rows[None, :, None, None] * columns[None, None, :, None]
         maps = tf.nest.flatten(parts["backbone"](treatment.activations("normalize", pixels)))
         return tf.nest.flatten(parts["fpn"](maps)) if pyramid else maps
 
-    def proposals(maps: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def proposals(maps: list[tf.Tensor], size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Boxes [P, 4] and logits [P], by falling logit, REFUSED after the last."""
         rpn = parts["rpn"]
         logits, deltas = (
@@ -79,8 +84,9 @@ def detector(
         return treatment.activations(name, values), order
 
     def detect(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        maps = maps_of(images)
-        boxes, scores = proposals(maps)
+        size = true_size(model, images)
+        maps = maps_of(images, size)
+        boxes, scores = proposals(maps, size)
         there = scores > REFUSED / 2
         if model.rpn_only:
             most = model.get_layer("proposals").post_nms
@@ -114,13 +120,27 @@ def detector(
     return detect
 
 
+def true_size(model: MaskRCNN, images: tf.Tensor) -> tf.Tensor:
+    """Height and width of what is not padding, at least 1: float32 [2].
+
+    images: uint8 [1, H, W, 3]. Padding is what has the colour `tflite_images.padding` from some row on to the bottom, and
+    from some column on to the right: one input is enough, and the model knows its image's size as it does in Keras.
+    """
+    differs = tf.abs(tf.cast(images, tf.float32) - np.array(padding(model), np.float32))
+    sides = []
+    for others in ([0, 2, 3], [0, 1, 3]):
+        line = tf.sign(tf.reduce_max(differs, others))
+        sides.append(tf.reduce_max(line * tf.range(1.0, line.shape[0] + 1.0, 1.0)))
+    return tf.maximum(tf.stack(sides), 1.0)
+
+
 def _select(
     model: MaskRCNN,
     proposals: tf.Tensor,
     there: tf.Tensor,
     logits: tf.Tensor,
     deltas: tf.Tensor,
-    size: np.ndarray,
+    size: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Boxes [D, 4], scores [D] and classes int32 [D], by falling score, which is 0 after the last."""
     count, classes = proposals.shape[0], model.classes

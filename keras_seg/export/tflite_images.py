@@ -41,13 +41,18 @@ def fit_photograph(model: MaskRCNN, image: Any, height: int, width: int, name: s
     """An image for a detector, resized as the model's images are, smaller where it would not fit, and padded at the bottom
     and at the right with the mean colour: uint8 [height, width, 3]."""
     pixels = detect.pixels_of(image, name)
-    tall, wide = detect.resized_size(model, *pixels.shape[:2])
-    shrink = min(1.0, height / tall, width / wide)
-    size = tuple(max(1, min(round(side * shrink), most)) for side, most in ((tall, height), (wide, width)))
+    size = fitted_size(model, *pixels.shape[:2], height, width)
     result = np.empty((height, width, 3), np.uint8)
     result[:] = padding(model)
     result[: size[0], : size[1]] = np.rint(resize(pixels, size, model.convention))
     return result
+
+
+def fitted_size(model: MaskRCNN, tall: int, wide: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of an image of tall x wide pixels within a detector's input of height x width."""
+    tall, wide = detect.resized_size(model, tall, wide)
+    shrink = min(1.0, height / tall, width / wide)
+    return tuple(max(1, min(round(side * shrink), most)) for side, most in ((tall, height), (wide, width)))
 
 
 def padding(model: MaskRCNN) -> list[int]:

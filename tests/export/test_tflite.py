@@ -17,7 +17,7 @@ from PIL import Image
 from keras_seg import models
 from keras_seg.export import tflite_metadata
 from keras_seg.export.tflite import tflite
-from keras_seg.export.tflite_images import representative_images
+from keras_seg.export.tflite_images import padding, representative_images
 from keras_seg.segment import segment
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs ai-edge-litert")
@@ -61,8 +61,8 @@ def detector(classes=3, **arguments):
     return model
 
 
-def called(model, images):
-    size = tf.constant([images.shape[1:3]], tf.float32)
+def called(model, images, size=None):
+    size = tf.constant([size or images.shape[1:3]], tf.float32)
     outputs = model({"image": tf.constant(images, tf.float32), "size": size}, training=False)
     return {name: value.numpy() for name, value in outputs.items()}
 
@@ -158,6 +158,17 @@ def test_a_detector_gives_the_models_detections(exported):
     for seed in (1, 2):
         image = noise(1, 64, 96, 3, seed=seed)
         compare(run(images=image), called(model, image))
+
+
+def test_padding_is_no_part_of_the_image(exported):
+    model, path = exported
+    image = noise(1, 64, 96, 3, seed=3)
+    image[:, 50:] = image[:, :, 70:] = padding(model)
+    expected, whole = called(model, image, (50, 70)), called(model, image)
+    assert whole["boxes"].max() > 70 > expected["boxes"][0, :, 2].max() - 1e-3
+    compare(runner(path)(images=image), expected)
+    empty = np.broadcast_to(np.uint8(padding(model)), image.shape)
+    assert np.isfinite(runner(path)(images=empty)["scores"]).all()
 
 
 def test_a_detector_has_built_in_operators_alone(exported):

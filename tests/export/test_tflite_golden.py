@@ -14,7 +14,7 @@ from golden_models import detectron2_model, matched, torchvision_model
 from PIL import Image
 
 from keras_seg.export.tflite import tflite
-from keras_seg.export.tflite_images import fit_photograph
+from keras_seg.export.tflite_images import fit_photograph, fitted_size
 from keras_seg.models import mask_rcnn
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs ai-edge-litert")
@@ -46,11 +46,13 @@ def test_the_models_detections(shared, tmp_path, origin, name):
     weights = load(shared, name, tmp_path)
     model = mask_rcnn(**{**weights.arguments, "short_side": 320, "max_side": 533})
     model.set_weights(weights.get_weights())
-    image = fit_photograph(model, Image.open(shared / "golden/images" / IMAGE), HEIGHT, WIDTH)[None]
+    picture = Image.open(shared / "golden/images" / IMAGE)
+    size = fitted_size(model, picture.height, picture.width, HEIGHT, WIDTH)
+    image = fit_photograph(model, picture, HEIGHT, WIDTH)[None]
     path = tflite(model, tmp_path / "model.tflite", height=HEIGHT, width=WIDTH)
     run = interpreter.Interpreter(model_path=str(path), num_threads=2).get_signature_runner()
     found = {key: value[0] for key, value in run(images=image).items()}
-    inputs = {"image": tf.constant(image, tf.float32), "size": tf.constant([[HEIGHT, WIDTH]], tf.float32)}
+    inputs = {"image": tf.constant(image, tf.float32), "size": tf.constant([size], tf.float32)}
     expected = {key: value[0].numpy() for key, value in model(inputs, training=False).items()}
     count, wanted = found["num_detections"], expected["num_detections"]
     assert abs(int(count) - int(wanted)) <= wanted // 50 and wanted > 10
