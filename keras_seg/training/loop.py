@@ -15,7 +15,7 @@ from keras_seg.out_of_memory import advising
 from keras_seg.training import checkpoint, curves
 from keras_seg.training.board import Board
 from keras_seg.training.hosts import Hosts, check_same, optimizing, part_seeds, together, wait, watching
-from keras_seg.weights.files import replacing, save_weights
+from keras_seg.weights.files import remove_unfinished, replacing, save_weights
 
 CHECKPOINT, BEST, LAST = "checkpoint.npz", "best.weights.h5", "last.weights.h5"
 HISTORY, CURVES, BOARD = "history.csv", "curves.png", "tensorboard"
@@ -99,6 +99,8 @@ def run(
     part_seeds(model, hosts)
     evaluate = evaluate if hosts.chief else None
     output.mkdir(parents=True, exist_ok=True)
+    if hosts.chief:
+        remove_unfinished(output)  # a process that is killed while it writes cannot
     board = Board(output / BOARD) if hosts.chief else None
 
     def save() -> None:

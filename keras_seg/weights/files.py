@@ -45,6 +45,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what `replacing` left in a folder when its process was killed. No other process may be writing there."""
+    for path in folder.glob(".[0-9]*.*"):
+        if path.name.split(".")[1].isdecimal():
+            path.unlink(missing_ok=True)
+
+
 def save_weights(model: keras.Model, path: str | Path, *, half: bool = False) -> None:
     """Write a functional model's weights to `path`, which must end in `.weights.h5`; makes folders as needed.
 
