@@ -8,13 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_seg.command_options import WeightsFile
+from keras_seg.command_options import WeightsFile, examples
 
 __all__ = ["add_to"]
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(batch)
+    app.command(
+        epilog=examples(
+            "keras-seg batch maskrcnn_nuclei 'plates/**/*.tif' -o results",
+            "keras-seg batch unet_isbi2012 volume.tif -o tiles",
+        )
+    )(batch)
 
 
 def batch(

@@ -1,50 +1,82 @@
-"""The command `keras-seg`: list, show, train, average, segment, evaluate, proposals, convert, check-data, import-weights,
-export, doctor."""
+"""The command `keras-seg`: list, show, train, average, segment, batch, evaluate, proposals, convert, check-data, import-weights,
+export, doctor, bench. docs/command_line.md has its exit statuses."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 import yaml
 
 import keras_seg
-from keras_seg import data_commands, evaluate_commands, export_commands
-from keras_seg.command_options import DataFolder, Name, WeightsFile, check_own_rpn
+from keras_seg import (
+    batch_commands,
+    bench_commands,
+    data_commands,
+    evaluate_commands,
+    export_commands,
+    segment_commands,
+)
+from keras_seg.command_options import AsJson, DataFolder, Name, examples
 
 if TYPE_CHECKING:
-    from keras_seg.instances import Instances
+    from keras_seg.recipe import Recipe
+
+DEBUG = "KERAS_SEG_DEBUG"
+WRONG_USE, UNEXPECTED, STOPPED = 2, 3, 130
+# Of TensorFlow's C++ side: what the package asks for, and without its errors too, one of which tells of each machine that it
+# has no GPU. What fails is an exception as well.
+QUIET, SILENT = "2", "3"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Segment images with Keras.",
+    help="Segment images with Keras: U-Net and Mask R-CNN.",
+    epilog=examples(
+        "keras-seg list",
+        "keras-seg segment maskrcnn_nuclei images/ -o results",
+        "keras-seg train my_cells.yaml --data my_data",
+        "keras-seg --install-completion",
+    ),
 )
-data_commands.add_to(app)
-evaluate_commands.add_to(app)
-export_commands.add_to(app)
 
 
-@app.command("list")
-def list_models() -> None:
+@app.command(
+    "list",
+    epilog=examples("keras-seg list", "keras-seg list --json | jq -r '.[] | select(.has_weights).name'"),
+)
+def list_models(as_json: AsJson = False) -> None:
     """The models that ship with the package; those marked * have weights, shipped or downloaded on first use."""
-    for name in keras_seg.zoo.list():
-        recipe = keras_seg.zoo.show(name)
+    recipes = {name: keras_seg.zoo.show(name) for name in keras_seg.zoo.list()}
+    if as_json:
+        print(json.dumps([_entry(name, recipe) for name, recipe in recipes.items()], indent=1))
+        return
+    for name, recipe in recipes.items():
         print(f"{'*' if recipe.has_weights else ' '} {name:<32} {recipe.summary}")
 
 
-@app.command()
-def show(name: Name) -> None:
-    """A model's card."""
-    print(keras_seg.zoo.show(name))
+@app.command(epilog=examples("keras-seg show unet_isbi2012", "keras-seg show my_cells.yaml --json"))
+def show(name: Name, as_json: AsJson = False) -> None:
+    """A model's card; with --json the whole recipe."""
+    recipe = keras_seg.zoo.show(name)
+    if as_json:
+        whole = recipe.model_dump(mode="json", by_alias=True)
+        print(json.dumps({**_entry(name, recipe), **whole}, indent=1))
+    else:
+        print(recipe)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "keras-seg train my_cells.yaml --data my_data",
+        "keras-seg train my_cells.yaml --data my_data --resume",
+        "keras-seg train unet_isbi2012 --data slices --weights pretrained --set data.train_slices=0-7 --steps 500",
+    )
+)
 def train(
     name: Name,
     data: DataFolder,
@@ -67,17 +99,22 @@ def train(
     """Train a recipe on your own data."""
     recipe = keras_seg.zoo.show(name).override(_parse_changes(changes or []))
     output = output or Path("runs") / recipe.name
-    options = {"weights": weights, "resume": resume, "steps": steps, "all_data": all_data}
-    keras_seg.training.train(recipe, data, output, **options)
+    keras_seg.training.train(
+        recipe, data, output, weights=weights, resume=resume, steps=steps, all_data=all_data
+    )
     print(f"the weights are in {output}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "keras-seg average my_cells.yaml run_1/best.weights.h5 run_2/best.weights.h5 --data my_data -o mean.weights.h5"
+    )
+)
 def average(
     name: Name,
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="The .weights.h5 files of runs with the same start."),
+        typer.Argument(metavar="FILE", help="The .weights.h5 files of runs with the same start."),
     ],
     data: DataFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="A .weights.h5 file.")],
@@ -92,53 +129,13 @@ def average(
     print(f"{output}: the mean of {len(files)} files")
 
 
-@app.command()
-def segment(
-    name: Name,
-    image: Annotated[Path, typer.Argument(help="An image, or a stack of images in one TIFF file.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="U-Net: .npy with every class, .tif or .png with one. Detector: .png or .jpg with the objects drawn, "
-            ".tif with their numbers, .json with COCO results.",
-        ),
-    ],
-    weights: WeightsFile = "pretrained",
-    class_index: Annotated[int, typer.Option("--class", help="U-Net: which class a .tif or .png shows.")] = 1,
-    tile: Annotated[int | None, typer.Option(help="U-Net: side of a tile of the output, pixels.")] = None,
-    rotations: Annotated[
-        int | None, typer.Option(help="U-Net: turned and mirrored versions to average, 1 to 8.")
-    ] = None,
-    score_threshold: Annotated[float, typer.Option(help="Detector: least score of an object.")] = 0.5,
-    precision: Annotated[
-        str, typer.Option(help="float32, or bfloat16: faster on processors that multiply it, less exact.")
-    ] = "float32",
-) -> None:
-    """Write what a model sees in an image: class probabilities (float32, or 0-255 in a .png), or objects."""
-    recipe = keras_seg.zoo.show(name)
-    unet = recipe.model.builder == "unet"
-    check_own_rpn(recipe)
-    suffixes = (".npy", ".tif", ".tiff", ".png") if unet else (".png", ".jpg", ".tif", ".tiff", ".json")
-    if output.suffix not in suffixes:
-        raise ValueError(f"{output}: the output of {name} must end in {', '.join(suffixes)}")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output.parent}: no such folder for the output")
-    model = keras_seg.zoo.load(name, weights)
-    if not unet:
-        found = keras_seg.segment(model, image, score_threshold=score_threshold, precision=precision)
-        _write_instances(output, image, found)
-        print(f"{output}: {found!r}")
-        return
-    if not 0 <= class_index < model.classes:
-        raise ValueError(f"--class is {class_index}; {model.name} has the classes 0 to {model.classes - 1}")
-    probabilities = keras_seg.segment(model, image, tile=tile, rotations=rotations, precision=precision)
-    _write(output, probabilities, class_index)
-    print(f"{output}: {'x'.join(map(str, probabilities.shape))} probabilities")
-
-
-@app.command("import-weights")
+@app.command(
+    "import-weights",
+    epilog=examples(
+        "keras-seg import-weights maskrcnn_r50_fpn model_final_f10217.pkl -o r50.weights.h5",
+        "keras-seg import-weights my_detector.yaml mask_rcnn_coco.h5 --format matterport -o mine.weights.h5",
+    ),
+)
 def import_weights(
     name: Name,
     source: Annotated[
@@ -167,8 +164,8 @@ def import_weights(
     print(f"{output}: {report}")
 
 
-@app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+@app.command(epilog=examples("keras-seg doctor", "keras-seg doctor --json"))
+def doctor(as_json: AsJson = False) -> None:
     """Say what keras_seg runs on here: versions, devices, cache folder, and which RoIAlign and why."""
     from keras_seg.doctor import examine, report
 
@@ -177,14 +174,41 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
 
 
 def main() -> None:
-    """Runs the command; an error that a user can mend is one line, and the exit status 2."""
+    """Runs the command; an error is one line on standard error, and its traceback is shown if KERAS_SEG_DEBUG is set."""
+    if not os.environ.get(DEBUG) and os.environ.get("TF_CPP_MIN_LOG_LEVEL") == QUIET:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = SILENT
+    try:
+        app(prog_name="keras-seg")
+    except SystemExit as end:
+        if end.code == STOPPED and not os.environ.get(DEBUG):
+            print("keras-seg: stopped", file=sys.stderr)
+        raise
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        status, message = _explain(error)
+        print(f"keras-seg: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """The exit status and the line for an error."""
     from keras_seg.weights import DownloadFailed
 
-    try:
-        app()
-    except (ValueError, OSError, ArithmeticError, MemoryError, DownloadFailed) as error:
-        print(f"keras-seg: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    name = type(error).__name__
+    if str(error).startswith("not enough memory for "):
+        return WRONG_USE, str(error)
+    if isinstance(error, MemoryError) or name == "ResourceExhaustedError":
+        return WRONG_USE, f"out of memory: a smaller image, --tile or --batch-size takes less ({error})"
+    if isinstance(error, ValueError | OSError | ArithmeticError | ModuleNotFoundError | DownloadFailed):
+        return WRONG_USE, str(error) or name
+    return UNEXPECTED, f"unexpected {name}: {error} (with {DEBUG}=1 it shows where)"
+
+
+def _entry(name: str, recipe: Recipe) -> dict[str, Any]:
+    """A model as `list --json` has it."""
+    fields = {"summary": recipe.summary, "builder": recipe.model.builder, "has_weights": recipe.has_weights}
+    return {"name": name, **fields, "class_names": recipe.model.class_names}
 
 
 def _parse_changes(changes: list[str]) -> dict[str, Any]:
@@ -198,30 +222,10 @@ def _parse_changes(changes: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def _write_instances(path: Path, image: Path, found: Instances) -> None:
-    if path.suffix == ".json":
-        path.write_text(json.dumps(found.to_coco(image_id=0)))
-    elif path.suffix in (".tif", ".tiff"):
-        import tifffile
-
-        tifffile.imwrite(path, found.to_labels())
-    else:
-        keras_seg.visualize.draw(image, found).save(path)
-
-
-def _write(path: Path, probabilities: np.ndarray, class_index: int) -> None:
-    """probabilities: float32 [H, W, classes] or [N, H, W, classes]."""
-    if path.suffix == ".npy":
-        np.save(path, probabilities)
-        return
-    chosen = probabilities[..., class_index]
-    if path.suffix != ".png":
-        import tifffile
-
-        tifffile.imwrite(path, chosen, photometric="minisblack")
-        return
-    if chosen.ndim == 3:
-        raise ValueError(f"{path}: a .png holds one image, and these are {len(chosen)}; use .tif or .npy")
-    from PIL import Image
-
-    Image.fromarray(np.round(255 * chosen).astype(np.uint8)).save(path)
+# after those above, in the order in which the help names them
+segment_commands.add_to(app)
+batch_commands.add_to(app)
+evaluate_commands.add_to(app)
+bench_commands.add_to(app)
+export_commands.add_to(app)
+data_commands.add_to(app)

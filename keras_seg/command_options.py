@@ -1,7 +1,8 @@
-"""What the commands of `keras-seg` have in common: arguments, and a check."""
+"""What the commands of `keras-seg` have in common: arguments, their completion, examples, and a check."""
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,51 @@ import typer
 
 if TYPE_CHECKING:
     from keras_seg.recipe import Recipe
+    from keras_seg.recipe_models import MaskRCNNModel
 
-Name = Annotated[str, typer.Argument(metavar="MODEL", help="A name of the zoo, or a recipe's YAML file.")]
+__all__ = [
+    "AsJson",
+    "DataFolder",
+    "Name",
+    "WeightsFile",
+    "check_own_rpn",
+    "complete_model",
+    "detector_of",
+    "examples",
+]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """What a MODEL that begins like this can be: names of the zoo, recipe files, and folders that may hold some."""
+    from keras_seg import zoo
+
+    names = [name for name in zoo.list() if name.startswith(incomplete)]
+    beginning = glob.escape(incomplete)
+    recipes = sorted(file for ending in (".yaml", ".yml") for file in glob.glob(f"{beginning}*{ending}"))
+    return names + recipes + [folder for folder in sorted(glob.glob(f"{beginning}*/"))]
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help."""
+    return "\n\n".join(("Examples:", *commands))
+
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A name of the zoo, or a recipe's YAML file.", autocompletion=complete_model
+    ),
+]
 DataFolder = Annotated[
     Path, typer.Option("--data", help="Folder with the files that the recipe's data block names.")
 ]
 WeightsFile = Annotated[str, typer.Option("--weights", help="A .weights.h5 file, or the recipe's own.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+
+
+def detector_of(recipe: Recipe) -> MaskRCNNModel | None:
+    """The recipe's `model:` block if it is a detector's."""
+    return recipe.model if recipe.model.builder == "mask_rcnn" else None
 
 
 def check_own_rpn(recipe: Recipe) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from keras_seg.command_options import AsJson, examples
+
 __all__ = ["add_to"]
 
 convert = typer.Typer(
@@ -24,10 +26,19 @@ Classes = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     app.add_typer(convert, name="convert")
-    app.command("check-data")(check_data)
+    app.command(
+        "check-data",
+        epilog=examples(
+            "keras-seg check-data train.json train/",
+            "keras-seg check-data train.json train/ -o pictures --samples 16",
+            "keras-seg check-data train.json train/ --quick --json",
+        ),
+    )(check_data)
 
 
-@convert.command("labels")
+@convert.command(
+    "labels", epilog=examples("keras-seg convert labels images/ masks/ train.json --class nucleus")
+)
 def convert_labels(
     images: Annotated[Path, typer.Argument(help="Folder of images, or a TIFF stack.")],
     labels: Annotated[
@@ -41,11 +52,16 @@ def convert_labels(
     """Label images, in which each object has a number, to COCO JSON."""
     from keras_seg.data.label_images import from_label_images
 
-    options = {"class_name": class_name, "label_suffix": label_suffix, "overwrite": overwrite}
-    print(from_label_images(images, labels, output, **options))
+    print(
+        from_label_images(
+            images, labels, output, class_name=class_name, label_suffix=label_suffix, overwrite=overwrite
+        )
+    )
 
 
-@convert.command("labelme")
+@convert.command(
+    "labelme", epilog=examples("keras-seg convert labelme annotated/ train.json --class cat --class dog")
+)
 def convert_labelme(
     folder: Annotated[Path, typer.Argument(help="Folder of LabelMe's .json files.")],
     output: Output,
@@ -58,7 +74,9 @@ def convert_labelme(
     print(from_labelme(folder, output, class_names=classes or None, overwrite=overwrite))
 
 
-@convert.command("via")
+@convert.command(
+    "via", epilog=examples("keras-seg convert via project.json images/ train.json --attribute species")
+)
 def convert_via(
     project: Annotated[Path, typer.Argument(help="A project or JSON export of VIA.")],
     images: Annotated[Path, typer.Argument(help="Folder of the images.")],
@@ -77,7 +95,7 @@ def convert_via(
     )
 
 
-@convert.command("tfrecord")
+@convert.command("tfrecord", epilog=examples("keras-seg convert tfrecord train.json train/ shards/"))
 def convert_tfrecord(
     annotations: Annotated[Path, typer.Argument(help="COCO annotations, .json.")],
     images: Annotated[Path, typer.Argument(help="Folder of the images.")],
@@ -106,7 +124,7 @@ def check_data(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 8,
     quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every problem.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look through a COCO data set before training: counts, sizes, every problem with file and annotation.
 

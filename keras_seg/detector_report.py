@@ -141,7 +141,11 @@ def _panels(one: Judged, images: Path, folder: Path, number: int, iou_type: str)
     right_there = dict.fromkeys(one.errors.right[:, 1].tolist(), RIGHT)
     found = [(result, right_found.get(n, FALSE)) for n, result in enumerate(one.found)]
     there = [(thing, right_there.get(n, MISSED)) for n, thing in enumerate(one.there)]
-    panels = (("image", []), (f"found: {len(found)}", found), (f"there: {len(there)}", there))
+    panels: tuple[tuple[str, list], ...] = (
+        ("image", []),
+        (f"found: {len(found)}", found),
+        (f"there: {len(there)}", there),
+    )
     written = []
     for name, (caption, objects) in zip(("image", "found", "there"), panels, strict=True):
         file = f"images/{number:04d}_{name}.jpg"

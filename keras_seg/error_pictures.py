@@ -73,7 +73,7 @@ def judge(
     field = "segmentation" if iou_type == "segm" else "bbox"
     judged = []
     for image, (sure, there) in of_images.items():
-        shapes = ([one[field] for one in objects] for objects in (sure, there))
+        shapes = [one[field] for one in sure], [one[field] for one in there]
         categories = [np.array([one["category_id"] for one in objects], int) for objects in (sure, there)]
         errors, overlaps = _matched(*shapes, iou, categories[0][:, None] == categories[1][None])
         judged.append(
@@ -184,8 +184,8 @@ def _masks(
     from keras_seg.ops.rle import decode_rle
 
     height, width = next((one["segmentation"]["size"] for one in (*found, *there)), (1, 1))
-    found, there = (
+    masks_found, masks_there = (
         np.array([decode_rle(one["segmentation"]) for one in objects], bool).reshape(-1, height, width)
         for objects in (found, there)
     )
-    return found, there
+    return masks_found, masks_there

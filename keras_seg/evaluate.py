@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from keras_seg.data.progress import track
 from keras_seg.instances import Instances
 from keras_seg.metrics import coco, coco_data
@@ -28,14 +30,21 @@ def finder(
     flip: bool = False,
     short_sides: Sequence[int] | None = None,
     precision: str = "float32",
+    value_range: tuple[float, float] | None = None,
 ) -> Callable[[Any], Any]:
     """A detector, or one that `export.load` gives, as a function from an image to its `Instances`, or from a list of images
     to a list.
 
     All that the model finds counts, whatever the score (its own threshold, often 0.05, comes first). flip, short_sides: see
     the image mirrored and at these sizes (`tta.augmented_detector`), which is for float32 alone. precision: as of `segment`.
-    An exported detector has its own size and precision: ValueError for other ones.
+    An exported detector has its own size and precision: ValueError for other ones. value_range: the values of image files
+    that become 0 and 255, see `data.images.to_float`.
     """
+    if value_range is not None:
+        find = finder(
+            model, max_detections=max_detections, flip=flip, short_sides=short_sides, precision=precision
+        )
+        return _in_range(find, value_range)
     import keras
 
     from keras_seg.detect import detect
@@ -46,14 +55,25 @@ def finder(
             raise ValueError("evaluate: an exported model has one size and precision and is not mirrored")
         return lambda image: model.segment(image, score_threshold=0.0, max_detections=max_detections)
     if not flip and short_sides is None:
-        options = {"score_threshold": 0.0, "max_detections": max_detections, "precision": precision}
         return lambda image: detect(
-            model, image, **options, batch_size=len(image) if isinstance(image, list) else 1
-        )
+            model, image, score_threshold=0.0, max_detections=max_detections, precision=precision,
+            batch_size=len(image) if isinstance(image, list) else 1,
+        )  # fmt: skip
     if precision != "float32":
         raise ValueError("evaluate: precision goes without flip and short_sides, whose votes are float32")
     find = augmented_detector(model, flip=flip, short_sides=short_sides, max_detections=max_detections)
     return lambda image: [find(one) for one in image] if isinstance(image, list) else find(image)
+
+
+def _in_range(find: Callable[[Any], Any], value_range: tuple[float, float]) -> Callable[[Any], Any]:
+    """`find` of image files, given their pixels in 8 bits."""
+    from keras_seg.data.images import read_image, to_float
+
+    def pixels(path: Path) -> np.ndarray:
+        scaled = to_float(read_image(path), value_range, str(path), may_be_constant=True)
+        return np.rint(scaled).astype(np.uint8)
+
+    return lambda image: find([pixels(path) for path in image] if isinstance(image, list) else pixels(image))
 
 
 def detections(

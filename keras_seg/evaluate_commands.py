@@ -10,21 +10,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import keras_seg
-from keras_seg import evaluate
-from keras_seg.command_options import Name, WeightsFile, check_own_rpn
-from keras_seg.metrics import coco, coco_data
-from keras_seg.recipe import HIGHER_IS_BETTER
+from keras_seg.command_options import (
+    AsJson,
+    Name,
+    WeightsFile,
+    check_own_rpn,
+    complete_model,
+    detector_of,
+    examples,
+)
 
 if TYPE_CHECKING:
     from keras_seg.metrics.coco import Score
-    from keras_seg.recipe import Recipe
+    from keras_seg.recipe import Expect, Recipe
 
 __all__ = ["add_to"]
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("evaluate")(evaluate_model)
-    app.command()(proposals)
+    app.command(
+        "evaluate",
+        epilog=examples(
+            "keras-seg evaluate maskrcnn_nuclei --data nuclei/instances_val.json --images nuclei/val --report report",
+            "keras-seg evaluate unet_isbi2012 --data isbi2012 --report report",
+            "keras-seg evaluate results.json --data instances_val.json --json",
+            "keras-seg evaluate serving/nuclei/1 --data nuclei/instances_val.json --images nuclei/val",
+        ),
+    )(evaluate_model)
+    app.command(
+        epilog=examples(
+            "keras-seg proposals my_rpn.yaml --data train.json --images train -o train_proposals.npz"
+        )
+    )(proposals)
 
 
 def evaluate_model(
@@ -33,6 +50,7 @@ def evaluate_model(
         typer.Argument(
             metavar="MODEL",
             help="A name of the zoo, a recipe's YAML file; of a detector also a SavedModel's folder or COCO results, .json.",
+            autocompletion=complete_model,
         ),
     ],
     data: Annotated[
@@ -81,23 +99,38 @@ def evaluate_model(
             help="Detector: folder for pictures of the images with most errors in masks, worst first."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a page to browse, index.html: the worst images first, pictures, curves, classes."
+        ),
+    ] = None,
+    report_pictures: Annotated[
+        int, typer.Option(min=0, help="How many images, the worst, the page has pictures of.")
+    ] = 100,
+    as_json: AsJson = False,
 ) -> None:
     """Score a model, and compare with what its recipe expects.
 
-    A U-Net on its recipe's validation data, a detector on COCO annotations (an RPN alone: its recall). The exit status is 1
-    if the figure is worse than the recipe expects by more than its tolerance.
+    A U-Net on its recipe's validation data, a detector on COCO annotations (an RPN alone: its recall).
+    The exit status is 1 if the figure is worse than the recipe expects by more than its tolerance.
     """
+    from keras_seg import evaluate
+    from keras_seg.metrics import coco_data
+
     recipe = None if name.endswith(".json") or Path(name).is_dir() else keras_seg.zoo.show(name)
-    if recipe is not None and recipe.model.builder == "unet":
-        figures = _evaluate_unet(recipe, data, weights)
+    detector = None if recipe is None else detector_of(recipe)
+    if recipe is not None and detector is None:
+        figures = _evaluate_unet(recipe, data, weights, report, report_pictures)
         shown = json.dumps(figures) if as_json else "\n".join(f"{k:<20} {v:.6g}" for k, v in figures.items())
         print(shown)
     elif data.is_dir():
         raise ValueError(f"--data {data}: a detector is scored on COCO annotations, a .json file")
-    elif recipe is not None and recipe.model.rpn_only:
+    elif recipe is not None and detector is not None and detector.rpn_only:
         from keras_seg import stored_proposals
 
+        if report is not None:
+            raise ValueError("--report is not for an RPN alone, which finds no objects of classes")
         model = keras_seg.zoo.load(recipe, weights)
         figures = stored_proposals.recall(model, data, images or data.parent, batch_size=batch_size)
         print(json.dumps(figures) if as_json else "\n".join(f"{k:<8} {v:.4f}" for k, v in figures.items()))
@@ -110,8 +143,14 @@ def evaluate_model(
                 raise ValueError("--proposals is for a model; these are results")
             found, _ = coco_data.load(name, "results")
         elif recipe is None:
-            options = {"max_detections": max_detections, "flip": flip, "scales": scales}
-            found, max_detections = _detect_exported(name, annotations, images or data.parent, **options)
+            found, max_detections = _detect_exported(
+                name,
+                annotations,
+                images or data.parent,
+                max_detections=max_detections,
+                flip=flip,
+                scales=scales,
+            )
         elif stored is not None:
             if flip or scales or max_detections:
                 raise ValueError("--proposals goes with neither --flip, --scales nor --max-detections")
@@ -124,8 +163,8 @@ def evaluate_model(
             )  # fmt: skip
         if results is not None:
             results.write_text(json.dumps(found))
-        if max_detections is None and recipe is not None:
-            max_detections = _above_coco(recipe.model.detections)
+        if max_detections is None and detector is not None:
+            max_detections = _above_coco(detector.detections)
         scores = evaluate.score(found, annotations, iou_type, max_detections=max_detections)
         if curves is not None:
             from keras_seg.metrics.coco_picture import precision_recall_picture
@@ -136,10 +175,19 @@ def evaluate_model(
             from keras_seg.error_pictures import write_error_pictures
 
             write_error_pictures(found, annotations, images or data.parent, pictures)
+        if report is not None:
+            from keras_seg.detector_report import write_detector_report
+
+            shown = name if recipe is None else recipe.name
+            page = write_detector_report(
+                report, found, annotations, images or data.parent, scores,
+                title=f"{shown} on {data.stem}", facts=_facts(recipe, name, weights, data), pictures=report_pictures,
+            )  # fmt: skip
+            print(f"keras-seg: report: {page}", file=sys.stderr)
         _print_scores(scores, as_json)
         figures = {f"{kind}_{k}": v for kind, score in scores.items() for k, v in score.figures.items()}
     if recipe is not None and recipe.expect is not None:
-        _check_expected(recipe, figures, quiet=as_json)
+        _check_expected(recipe.name, recipe.expect, figures, quiet=as_json)
 
 
 def proposals(
@@ -159,24 +207,45 @@ def proposals(
     from keras_seg import stored_proposals
 
     recipe = keras_seg.zoo.show(name)
-    if not getattr(recipe.model, "rpn_only", False):
+    detector = detector_of(recipe)
+    if detector is None or not detector.rpn_only:
         raise ValueError(f"{name}: proposals come from a recipe that is an RPN alone: model.rpn_only: true")
-    more = {"proposals": count} if count and count > recipe.model.proposals else {}
+    more = {"proposals": count} if count and count > detector.proposals else {}
     model = keras_seg.zoo.load(recipe, weights, **more)
     folder = data.parent if images is None else images
     number = stored_proposals.store(model, data, folder, output, count=count, batch_size=batch_size)
     print(f"{output}: {number} proposals")
 
 
-def _evaluate_unet(recipe: Recipe, data: Path, weights: str) -> dict[str, float]:
+def _evaluate_unet(
+    recipe: Recipe, data: Path, weights: str, report: Path | None, pictures: int
+) -> dict[str, float]:
     from keras_seg.metrics.isbi import METRICS
     from keras_seg.training import unets
 
+    assert recipe.model.builder == "unet"
     model = keras_seg.zoo.load(recipe, weights)
     _, samples = unets.read_samples(recipe, data)
-    if not samples:
+    if not samples or recipe.data is None:
         raise ValueError(f"{recipe.name}: its data block names nothing to validate with")
-    return unets.evaluate(model, recipe, samples, rotations=recipe.model.rotations, metrics=METRICS)
+    seen = unets.predict(model, samples, rotations=recipe.model.rotations)
+    figures = unets.evaluate(model, recipe, samples, metrics=METRICS, probabilities=seen)
+    if report is not None:
+        from keras_seg.unet_report import write_unet_report
+
+        names = model.class_names or [f"class {k}" for k in range(model.classes)]
+        page = write_unet_report(
+            report, samples, seen, figures, reader=recipe.data.reader, class_names=names,
+            title=f"{recipe.name} on {data.name}", facts=_facts(recipe, recipe.name, weights, data), pictures=pictures,
+        )  # fmt: skip
+        print(f"keras-seg: report: {page}", file=sys.stderr)
+    return figures
+
+
+def _facts(recipe: Recipe | None, name: str, weights: str, data: Path) -> list[tuple[str, str]]:
+    """The head of a report."""
+    model = [("model", recipe.name), ("weights", weights)] if recipe else [("results of", name)]
+    return [*model, ("data", str(data)), ("keras_seg", keras_seg.__version__)]
 
 
 def _detect_all(
@@ -191,11 +260,17 @@ def _detect_all(
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """COCO results of a recipe's detector."""
+    from keras_seg import evaluate
+
+    assert recipe.model.builder == "mask_rcnn"
     most = max_detections or recipe.model.detections
     # a detector gives no more than its field `detections`
     more = {"detections": most} if most > recipe.model.detections else {}
     model = keras_seg.zoo.load(recipe, weights, **more)
-    find = evaluate.finder(model, max_detections=most, flip=flip, short_sides=_parse_sides(scales))
+    find = evaluate.finder(
+        model, max_detections=most, flip=flip, short_sides=_parse_sides(scales),
+        value_range=recipe.data.value_range if recipe.data else None,
+    )  # fmt: skip
     return evaluate.results(find, annotations, images, batch_size=batch_size)
 
 
@@ -209,6 +284,8 @@ def _detect_exported(
     scales: str | None,
 ) -> tuple[list[dict[str, Any]], int | None]:
     """COCO results of a SavedModel, and how many an image count: as many as it gives, if more than COCO's."""
+    from keras_seg import evaluate
+
     exported = keras_seg.export.load(folder)
     if not exported.is_detector:
         raise ValueError(f"{folder}: holds a U-Net; those of detectors can be scored")
@@ -234,6 +311,8 @@ def _detect_in(
 
 def _above_coco(detections: int) -> int | None:
     """How many detections an image a model gives, if more than COCO counts; else None, for COCO's."""
+    from keras_seg.metrics import coco
+
     return detections if detections > max(coco.MAX_DETECTIONS.values()) else None
 
 
@@ -254,12 +333,13 @@ def _print_scores(scores: dict[str, Score], as_json: bool) -> None:
             print(score.table(), end="\n\n")
 
 
-def _check_expected(recipe: Recipe, figures: dict[str, float], *, quiet: bool) -> None:
+def _check_expected(name: str, expected: Expect, figures: dict[str, float], *, quiet: bool) -> None:
     """Ends with status 1 if the figure that the recipe expects is not met."""
-    expected = recipe.expect
+    from keras_seg.recipe import HIGHER_IS_BETTER
+
     if expected.metric not in figures:
         raise ValueError(
-            f"{recipe.name} expects {expected.metric}, which its data do not give: {', '.join(figures)}"
+            f"{name} expects {expected.metric}, which its data do not give: {', '.join(figures)}"
         )
     worse_by = figures[expected.metric] - expected.value
     if expected.metric in HIGHER_IS_BETTER:

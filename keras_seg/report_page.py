@@ -183,7 +183,7 @@ dt { color: var(--pale); font-size: .8rem } dd { margin: 0 }
 .scroll { overflow: auto; border: 1px solid var(--line); border-radius: .4rem } .long { max-height: 28rem }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child { text-align: left; font-weight: normal }
+th:first-child { text-align: left; font-weight: normal; white-space: normal; min-width: 9rem }
 thead th { position: sticky; top: 0; background: var(--card); z-index: 1 }
 thead button { all: unset; cursor: pointer; font-weight: 600 }
 thead button:focus-visible { outline: 2px solid var(--link) }

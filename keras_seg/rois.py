@@ -45,7 +45,8 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
     while ahead:
         # the first corner in reading order: no two pixels touch there at a corner alone
         start = place = next(iter(ahead))
-        heading, corners = (ahead[start][0] - 1) % 4, []
+        heading = (ahead[start][0] - 1) % 4
+        corners: list[tuple[int, int]] = []
         while place != start or not corners:
             directions = ahead[place]
             # to the right if it can, so that pixels which touch at a corner alone come apart

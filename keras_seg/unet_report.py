@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,10 +72,12 @@ def write_unet_report(
     pairs = zip(samples, probabilities, strict=True)
     judged = [(sample, judge(sample, seen)) for sample, seen in pairs]
     judged.sort(key=lambda pair: -pair[1].error)
+    # without the folder that all are in
+    shared = os.path.commonprefix([sample.name for sample in samples]).rpartition("/")[0]
     images = []
     for number, (sample, one) in enumerate(track(judged, "drawing") if len(judged) > 1 else judged, start=1):
         panels = _panels(sample, one, folder, number) if number <= pictures else ()
-        images.append(Image(sample.name, one.cells, panels))
+        images.append(Image(sample.name.removeprefix(f"{shared}/"), one.cells, panels))
     foreground = list(enumerate(class_names))[1:] or [(0, class_names[0])]
     curves = {name: pixel_curve(samples, probabilities, k) for k, name in foreground}
     page = Page(
@@ -150,7 +153,9 @@ def _judge_isbi(sample: Sample, probability: np.ndarray, threshold: float) -> Ju
     missed, false = true & ~inside, (sample.label == 0) & inside
     counts = Counts(int((true & inside).sum()), int(false.sum()), int(missed.sum()))
     figures = [percent(value) for value in (rand, v_rand, 1 - f_score(counts))]
-    return Judged([*figures, _wrong(sample, missed | false)], rand, found, cells, missed, false)
+    return Judged(
+        [*figures, _wrong(sample, missed | false)], rand, _alike(found, cells), cells, missed, false
+    )
 
 
 def _judge_cells(sample: Sample, probability: np.ndarray) -> Judged:
@@ -160,10 +165,11 @@ def _judge_cells(sample: Sample, probability: np.ndarray) -> Judged:
     found, true = instances(probability[..., 1]), np.maximum(sample.instances, 0)
     missed, false = (true > 0) & (found == 0), (sample.label == 0) & (found > 0)
     there, n_found = len(np.unique(true[true > 0])), int(found.max(initial=0))
-    score = seg(found, true) if there else {"SEG": -1.0, "n_matched": 0}
-    cells = [percent(float(score["SEG"]))] + [(n, str(n)) for n in (there, n_found, score["n_matched"])]
-    error = 1 - float(score["SEG"]) if there else float(n_found > 0)
-    return Judged([*cells, _wrong(sample, missed | false)], error, found, true, missed, false)
+    score: dict[str, Any] = seg(found, true) if there else {"SEG": -1.0, "n_matched": 0}
+    counts = there, n_found, score["n_matched"]
+    cells = [percent(score["SEG"]), *((float(n), str(n)) for n in counts)]
+    error = 1 - score["SEG"] if there else float(n_found > 0)
+    return Judged([*cells, _wrong(sample, missed | false)], error, _alike(found, true), true, missed, false)
 
 
 def _judge_classes(sample: Sample, probability: np.ndarray) -> Judged:
@@ -177,6 +183,23 @@ def _judge_classes(sample: Sample, probability: np.ndarray) -> Judged:
     true = np.maximum(sample.label, 0)
     error = 1 - value if known.any() else -1.0
     return Judged([percent(value), _wrong(sample, different)], error, found, true, missed, false)
+
+
+def _alike(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Objects found, int [H, W], numbered and so coloured like the true one of which they have most; each number once."""
+    both = (found > 0) & (true > 0)
+    pairs, shared = np.unique(np.stack([found[both], true[both]]), axis=1, return_counts=True)
+    numbers: dict[int, int] = {}
+    for k in np.argsort(-shared, kind="stable"):
+        one, other = pairs[:, k].tolist()
+        if one not in numbers and other not in numbers.values():
+            numbers[one] = other
+    following = int(true.max(initial=0)) + 1
+    renumber = np.zeros(int(found.max(initial=0)) + 1, np.int64)
+    for one in np.unique(found[found > 0]).tolist():
+        renumber[one] = numbers.get(one, following)
+        following += one not in numbers
+    return renumber[found]
 
 
 _WRONG = Column("wrong pixels", "share of the annotated pixels", less_is_better=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from detector_files import write_detectron2
 from detector_files import write_recipe as write_detector_recipe
 from PIL import Image
 
-from keras_seg import zoo
+from keras_seg import cli, command_options, zoo
 from keras_seg.weights.files import save_weights
 
 RECIPE = {
@@ -61,28 +63,128 @@ def write_recipe(folder: Path, **fields) -> None:
     (folder / "small.yaml").write_text(yaml.safe_dump({**RECIPE, **fields}))
 
 
+def commands(group=None, names=()) -> dict[tuple[str, ...], object]:
+    """{names: command} of every command, also those inside `convert`."""
+    import typer
+
+    group = group or typer.main.get_command(cli.app)
+    found = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands(command, (*names, name))
+        else:
+            found[*names, name] = command
+    return found
+
+
 def test_help_names_the_commands(run):
     status, out, _ = run("--help")
     assert status == 0
-    for command in (
+    for names in commands():
+        assert names[0] in out
+    for name in [
         "list",
         "show",
-        "train",
         "segment",
+        "train",
         "evaluate",
-        "proposals",
-        "convert",
-        "check-data",
-        "import-weights",
         "export",
-    ):
-        assert command in out
+        "import-weights",
+        "doctor",
+        "bench",
+    ]:
+        assert (name,) in commands()
+
+
+@pytest.mark.parametrize("names", commands())
+def test_each_command_has_help_and_examples_that_it_takes(run, names, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    status, out, _ = run(*names, "--help")
+    command = commands()[names]
+    assert status == 0 and "Usage: keras-seg" in out
+    examples = [line for line in (command.epilog or "").split("\n\n") if line.startswith("keras-seg ")]
+    assert examples
+    for line in examples:
+        assert line in out
+        words = shlex.split(line.partition(" | ")[0])[1:]
+        assert tuple(words[: len(names)]) == names
+        command.make_context(" ".join(names), words[len(names) :])  # fails for an option that there is not
 
 
 def test_list_and_show(run):
     status, out, _ = run("list")
     assert status == 0 and [line[2:].split()[0] for line in out.splitlines()] == zoo.list()
     assert run("show", "unet_em_paper") == (0, f"{zoo.show('unet_em_paper')}\n", "")
+    status, out, error = run("list", "--json")
+    models = {one["name"]: one for one in json.loads(out)}
+    assert (status, error) == (0, "") and list(models) == zoo.list()
+    nuclei = models["maskrcnn_nuclei"]
+    assert nuclei["has_weights"] and nuclei["builder"] == "mask_rcnn" and nuclei["class_names"] == ["nucleus"]
+    status, out, error = run("show", "maskrcnn_nuclei", "--json")
+    assert (status, error) == (0, "") and json.loads(out)["model"]["scale"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ValueError("a line\n  and another"), 2, "keras-seg: a line and another"),
+        (OSError(), 2, "keras-seg: OSError"),
+        (ModuleNotFoundError("needs the extra"), 2, "keras-seg: needs the extra"),
+        (
+            MemoryError("2 GB"),
+            2,
+            "keras-seg: out of memory: a smaller image, --tile or --batch-size takes less (2 GB)",
+        ),
+        (
+            KeyError("x"),
+            3,
+            "keras-seg: unexpected KeyError: 'x' (with KERAS_SEG_DEBUG=1 it shows where)",
+        ),
+        (KeyboardInterrupt(), 130, "keras-seg: stopped"),
+    ],
+)
+def test_every_error_is_one_line(run, monkeypatch, error, status, message):
+    monkeypatch.delenv("KERAS_SEG_DEBUG", raising=False)
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(zoo, "show", fail)
+    assert run("show", "anything") == (status, "", f"{message}\n")
+
+
+def test_the_traceback_is_to_be_had(monkeypatch):
+    monkeypatch.setenv("KERAS_SEG_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["keras-seg", "show", "none.yaml"])
+    with pytest.raises(FileNotFoundError, match="none.yaml"):
+        cli.main()
+
+
+def test_wrong_use_is_status_2(run):
+    status, out, error = run("show")
+    assert (status, out) == (2, "") and "Missing argument 'MODEL'" in error
+    status, out, error = run("list", "--jsn")
+    assert (status, out) == (2, "") and "No such option: --jsn" in error
+
+
+def test_tab_completes_models_and_recipes(run, folder, monkeypatch):
+    (folder / "recipes").mkdir()
+    (folder / "recipes/second.yml").touch()
+    (folder / "recipes/notes.txt").touch()
+    assert command_options.complete_model("maskrcnn_nu") == ["maskrcnn_nuclei"]
+    assert command_options.complete_model("sm") == ["small.yaml"]
+    assert command_options.complete_model("rec") == ["recipes/"]
+    assert command_options.complete_model("recipes/") == ["recipes/second.yml"]
+    monkeypatch.setenv("_KERAS_SEG_COMPLETE", "complete_bash")
+    for line, word, wanted in (
+        ("keras-seg segm", 1, "segment"),
+        ("keras-seg show unet_isbi", 2, "unet_isbi2012"),
+        ("keras-seg evaluate maskrcnn_nu", 2, "maskrcnn_nuclei"),
+        ("keras-seg segment small.yaml --score", 3, "--score-threshold"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(word))
+        assert wanted in run()[1].split()
 
 
 def test_segment_writes_what_the_function_returns(run, folder):
@@ -154,7 +256,7 @@ def test_weights_are_imported_and_used(run, detector):
 )
 def test_wrong_use_of_a_detector_is_one_line(run, detector, arguments, message):
     status, _, error = run(*arguments)
-    assert status == 2
+    assert status == 2, error
     assert error.startswith("keras-seg: ") and error.count("\n") == 1 and message in error
 
 
@@ -229,5 +331,5 @@ def test_evaluate_needs_something_to_validate_with(run, folder):
 )
 def test_an_error_is_one_line_and_status_2(run, folder, arguments, message):
     status, _, error = run(*arguments)
-    assert status == 2
+    assert status == 2, error
     assert error.startswith("keras-seg: ") and error.count("\n") == 1 and message in error

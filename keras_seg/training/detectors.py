@@ -79,12 +79,18 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
             return {
                 **_mean_losses(losses_of(trained), unvaried),
                 **score(
-                    trained, annotations, images, batch_size=block.batch_size, proposals=judged_proposals
+                    trained,
+                    annotations,
+                    images,
+                    batch_size=block.batch_size,
+                    proposals=judged_proposals,
+                    value_range=block.value_range,
                 ),
             }
 
         def pictures(trained: MaskRCNN) -> dict[str, np.ndarray]:
-            find = evaluation.finder(trained, max_detections=trained.detections)
+            most, value_range = trained.detections, block.value_range
+            find = evaluation.finder(trained, max_detections=most, value_range=value_range)
             return {file.stem: np.asarray(visualize.draw(file, find(file))) for file in files}
 
     return Plan(
@@ -105,15 +111,17 @@ def score(
     *,
     batch_size: int = 1,
     proposals: Proposals | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> dict[str, float]:
     """Figures of a model on COCO annotations: "bbox_AP", "bbox_AP50", "bbox_AP75", and so for "segm" and "keypoints" if the
     model has them; at as many detections an image as it gives (`metrics.coco.score`). Of an RPN alone, the average recall
-    (`metrics.proposals`). proposals: what the model's second stage is to look at, instead of its own RPN's."""
+    (`metrics.proposals`). proposals: what the model's second stage is to look at, instead of its own RPN's. value_range: as
+    of `evaluate.finder`."""
     if model.rpn_only:
         return stored_proposals.recall(model, annotations, images, batch_size=batch_size)
     content, _ = coco_data.load(annotations, "annotations")
     if proposals is None:
-        find = evaluation.finder(model, max_detections=model.detections)
+        find = evaluation.finder(model, max_detections=model.detections, value_range=value_range)
         found = evaluation.results(find, content, images, batch_size=batch_size)
     else:
         found = stored_proposals.results(model, proposals, content, images)

@@ -12,6 +12,7 @@ from keras_seg.data.augment import Augmentation
 from keras_seg.data.cell_tracking import read as read_cell_tracking
 from keras_seg.data.folder import read as read_folder
 from keras_seg.data.isbi import read as read_isbi
+from keras_seg.data.progress import track
 from keras_seg.data.sample import Sample
 from keras_seg.data.tiles import tile_dataset
 from keras_seg.metrics import cell_tracking as cell_tracking_metrics
@@ -105,15 +106,18 @@ def evaluate(
     *,
     rotations: int = 1,
     metrics: Sequence[str] = ("pixel_error", "rand_error", "v_rand"),
+    probabilities: Sequence[np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Figures of a model on annotated images: "val_loss", and those that go with the kind of data.
 
     ISBI data: the `metrics` of `metrics.isbi`. Cell tracking data: "seg", the objects being the connected components
     of the pixels where class 1 has a probability above 1/2. Folders: "mean_iou" of the most probable classes.
-    rotations: how many versions of each image are averaged.
+    rotations: how many versions of each image are averaged. probabilities: what the model gives for the images, float32
+    [H, W, K] each; None: they are computed.
     """
     figures = {"val_loss": _loss(model, recipe, samples)}
-    probabilities = [segment(model, sample.image, rotations=rotations, progress=False) for sample in samples]
+    if probabilities is None:
+        probabilities = predict(model, samples, rotations=rotations)
     if recipe.data.reader == "isbi":
         interior = np.stack([probability[..., 1] for probability in probabilities])
         scores = isbi_metrics.evaluate(interior, np.stack([sample.label for sample in samples]), metrics)
@@ -127,6 +131,14 @@ def evaluate(
         classes = [probability.argmax(-1) for probability in probabilities]
         figures["mean_iou"] = mean_iou(classes, [sample.label for sample in samples], model.classes)
     return figures
+
+
+def predict(model: UNet, samples: Sequence[Sample], *, rotations: int = 1) -> list[np.ndarray]:
+    """Class probabilities of each image, float32 [H, W, K], with a progress bar. rotations: as of `evaluate`."""
+    return [
+        segment(model, sample.image, rotations=rotations, progress=False)
+        for sample in track(samples, "segmenting")
+    ]
 
 
 def _loss(model: UNet, recipe: Recipe, samples: list[Sample]) -> float:
