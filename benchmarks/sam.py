@@ -21,9 +21,11 @@ import argparse
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -54,19 +56,39 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of sam.json and sam.md")
     args = parser.parse_args()
+    tasks = {"nuclei": nuclei(args), "neurons": neurons(args)}
+    found = ask_sam(
+        args, [pair for task in tasks.values() for pair in zip(task.images, task.truth, strict=True)]
+    )
     results = {
         "date": date.today().isoformat(),
         "machine": compare.machine(args.threads),
         "sam": args.sam,
         "unet_trained_on_these_slices": args.unet_weights == "pretrained",
-        "nuclei": nuclei(args),
-        "neurons": neurons(args),
     }
+    first = 0
+    for name, task in tasks.items():
+        last = first + len(task.images)
+        results[name] = {task.model: task.score(task.ours())}
+        for prompt in args.prompts:
+            results[name][f"SAM, {prompt}"] = task.score(task.answer(found[prompt][first:last]))
+        first = last
     compare.write(results, report(results), args.output, "sam")
 
 
-def nuclei(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """{contestant: its figures}."""
+@dataclass
+class Task:
+    """One data set: its images, the objects in them, and how an answer is scored."""
+
+    model: str
+    images: list[np.ndarray]  # uint8 [H, W, 3]
+    truth: list[np.ndarray]  # bool [N, H, W]
+    ours: Callable[[], Any]  # the answer of keras_seg's model
+    answer: Callable[[list[tuple[np.ndarray, np.ndarray]]], Any]  # what SAM found, as such an answer
+    score: Callable[[Any], dict[str, float]]
+
+
+def nuclei(args: argparse.Namespace) -> Task:
     from keras_seg import evaluate, zoo
     from keras_seg.detect import pixels_of
     from keras_seg.metrics import coco, coco_data
@@ -74,25 +96,27 @@ def nuclei(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     folder = args.data / "nuclei"
     content, _ = coco_data.load(folder / "instances_val.json", "annotations")
     content = first_images(content, args.images)
-    images = [pixels_of(folder / "val" / one["file_name"], one["file_name"]) for one in content["images"]]
-    truth = [instances_of(content, one) for one in content["images"]]
-    found = ask_sam(args, images, truth)
-    model = zoo.load("maskrcnn_nuclei")
-    find = evaluate.finder(model, max_detections=model.detections)
-    contestants = {"maskrcnn_nuclei": evaluate.results(find, content, folder / "val")}
-    for prompt in args.prompts:
-        contestants[f"SAM, {prompt}"] = [
-            result
-            for image, (masks, scores) in zip(content["images"], found[prompt], strict=True)
-            for result in as_results(image["id"], masks, scores)
-        ]
-    return {
-        name: coco.score(content, results, "segm", max_detections=DETECTIONS).figures
-        for name, results in contestants.items()
-    }
+
+    def ours() -> list[dict]:
+        model = zoo.load("maskrcnn_nuclei")
+        find = evaluate.finder(model, max_detections=model.detections)
+        return evaluate.results(find, content, folder / "val")
+
+    def answer(found: list[tuple[np.ndarray, np.ndarray]]) -> list[dict]:
+        pairs = zip(content["images"], found, strict=True)
+        return [result for image, masks in pairs for result in as_results(image["id"], *masks)]
+
+    return Task(
+        "maskrcnn_nuclei",
+        [pixels_of(folder / "val" / one["file_name"], one["file_name"]) for one in content["images"]],
+        [instances_of(content, one) for one in content["images"]],
+        ours,
+        answer,
+        lambda results: coco.score(content, results, "segm", max_detections=DETECTIONS).figures,
+    )
 
 
-def neurons(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def neurons(args: argparse.Namespace) -> Task:
     import tifffile
     from scipy import ndimage
 
@@ -107,12 +131,14 @@ def neurons(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for one in labels:
         numbered, count = ndimage.label(one > 0)
         truth.append(np.stack([numbered == k for k in range(1, count + 1)]))
-    found = ask_sam(args, [np.repeat(one[..., None], 3, -1) for one in volume], truth)
-    unet = segment(zoo.load("unet_isbi2012", args.unet_weights), volume)[..., 1]
-    contestants = {"unet_isbi2012": unet}
-    for prompt in args.prompts:
-        contestants[f"SAM, {prompt}"] = np.stack([interior(*one, labels.shape[1:]) for one in found[prompt]])
-    return {name: isbi.evaluate(one, labels, NEURON_FIGURES) for name, one in contestants.items()}
+    return Task(
+        "unet_isbi2012",
+        [np.repeat(one[..., None], 3, -1) for one in volume],
+        truth,
+        lambda: segment(zoo.load("unet_isbi2012", args.unet_weights), volume)[..., 1],
+        lambda found: np.stack([interior(*one, labels.shape[1:]) for one in found]),
+        lambda inside: isbi.evaluate(inside, labels, NEURON_FIGURES),
+    )
 
 
 def first_images(content: Mapping, count: int | None) -> dict:
@@ -152,15 +178,17 @@ def prompts_of(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ask_sam(
-    args: argparse.Namespace, images: Iterable[np.ndarray], truth: Iterable[np.ndarray]
+    args: argparse.Namespace, images: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """{prompt: for each image masks bool [N, H, W] and predicted overlaps [N]}; RuntimeError where SAM ends."""
-    images = list(images)
+    """{prompt: for each image masks bool [N, H, W] and predicted overlaps [N]}; ends the program where SAM ends.
+
+    images: each with its objects, bool [N, H, W].
+    """
     python = compare.environment(ENVIRONMENT, REQUIREMENTS)
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
         arrays = {}
-        for n, (image, masks) in enumerate(zip(images, truth, strict=True)):
+        for n, (image, masks) in enumerate(images):
             arrays[f"image_{n}"] = image.astype(np.uint8)
             arrays[f"boxes_{n}"], arrays[f"points_{n}"] = prompts_of(masks)
         np.savez(inputs, **arrays)
@@ -182,7 +210,7 @@ def ask_sam(
         found = {}
         for prompt in args.prompts:
             found[prompt] = []
-            for n, image in enumerate(images):
+            for n, (image, _) in enumerate(images):
                 bits, size = answers[f"masks_{n}_{prompt}"], image.shape[:2]
                 masks = np.unpackbits(bits, axis=1, count=size[0] * size[1]).reshape(-1, *size).astype(bool)
                 found[prompt].append((masks, answers[f"scores_{n}_{prompt}"]))

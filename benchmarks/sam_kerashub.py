@@ -56,7 +56,9 @@ def main() -> None:
                 masks, scores = look.everything()
             else:
                 masks, scores = look.at(**{prompt: inputs[f"{prompt}_{n}"]})
-            outputs[f"masks_{n}_{prompt}"] = np.packbits(masks.reshape(len(masks), -1), axis=1)
+            outputs[f"masks_{n}_{prompt}"] = np.packbits(
+                masks.reshape(len(masks), image.shape[0] * image.shape[1]), axis=1
+            )
             outputs[f"scores_{n}_{prompt}"] = scores
     np.savez(args.outputs, **outputs)
 

@@ -129,6 +129,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # what a class's docstring says of a field, apart from the list of its fields
 python_maximum_signature_line_length = 100
 
 # Commands, and the demonstration, are for the shell.

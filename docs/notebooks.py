@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 LINK = re.compile(r"(\]\(|(?:src|href)=\")(?![a-z]+:|#|/)([^)\"\s]+)")
+MAGIC = re.compile(r"^\s*[!%]", re.MULTILINE)  # what Jupyter understands and Python does not
 SHOWN = 60  # lines of an output
 
 
@@ -21,7 +22,8 @@ def write(notebook: Path, folder: Path) -> Path:
         if cell["cell_type"] == "markdown":
             parts.append(relocated(text, notebook.parent, folder))
         elif cell["cell_type"] == "code" and text:
-            parts.append(f"```python\n{text}\n```")
+            language = "text" if MAGIC.search(text) else "python"
+            parts.append(f"```{language}\n{text}\n```")
             for k, output in enumerate(cell.get("outputs", [])):
                 parts += shown(output, folder, f"{notebook.stem}_{n}_{k}.png")
     page = folder / f"{notebook.stem}.md"
