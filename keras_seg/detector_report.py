@@ -28,10 +28,10 @@ COLUMNS = (
     Column("F1", "harmonic mean of precision and recall"),
     Column("precision", "share of what was found that is right"),
     Column("recall", "share of what is there that was found"),
-    Column("there", "annotated objects, without crowds"),
-    Column("found", "detections that count"),
-    Column("missed", "objects without a detection", less_is_better=True),
-    Column("false", "detections without an object", less_is_better=True),
+    Column("there", "annotated objects, without crowds", most_first=True),
+    Column("found", "detections that count", most_first=True),
+    Column("missed", "objects without a detection", most_first=True),
+    Column("false", "detections without an object", most_first=True),
     Column("IoU", "mean overlap of what is right"),
 )
 LEGEND = ((RIGHT, "right"), (MISSED, "missed"), (FALSE, "false, or a second time"))

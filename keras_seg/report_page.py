@@ -17,11 +17,12 @@ __all__ = ["Column", "Image", "Page", "Table", "percent", "write_page"]
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table: its name, what it means, and whether less is better, which sorts the other way at the first click."""
+    """Of a table: its name, what it means, and whether the rows with most of it come first when it is pressed (as of errors),
+    or those with least (as of what is good)."""
 
     name: str
     meaning: str = ""
-    less_is_better: bool = False
+    most_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _table(columns: Sequence[Column], rows: Sequence[tuple[str, Sequence[tuple[f
 
 def _head(columns: Sequence[Column]) -> str:
     cells = "".join(
-        f'<th title="{html.escape(c.meaning)}" data-first="{"up" if c.less_is_better else "down"}">'
+        f'<th title="{html.escape(c.meaning)}" data-first="{"down" if c.most_first else "up"}">'
         f'<button type="button">{html.escape(c.name)}</button></th>'
         for c in columns
     )

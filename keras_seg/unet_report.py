@@ -124,9 +124,9 @@ def _judge(
         interior, labels = np.stack([p[..., 1] for p in probabilities]), np.stack([s.label for s in samples])
         threshold = isbi.rand_error(interior, labels).threshold
         columns = [
-            Column("Rand error", "1 - F-score of pairs of pixels in one cell", less_is_better=True),
+            Column("Rand error", "1 - F-score of pairs of pixels in one cell", most_first=True),
             Column("V_rand", "the same of thinned membranes; more is better"),
-            Column("pixel error", "1 - F-score of interior pixels", less_is_better=True),
+            Column("pixel error", "1 - F-score of interior pixels", most_first=True),
             _WRONG,
         ]
         return columns, lambda s, p: _judge_isbi(s, p, threshold), [("threshold of images", f"{threshold:g}")]
@@ -202,7 +202,7 @@ def _alike(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     return renumber[found]
 
 
-_WRONG = Column("wrong pixels", "share of the annotated pixels", less_is_better=True)
+_WRONG = Column("wrong pixels", "share of the annotated pixels", most_first=True)
 
 
 def _wrong(sample: Sample, different: np.ndarray) -> tuple[float, str]:
@@ -254,7 +254,7 @@ def _classes(
         Column("precision", "share of the predicted pixels that are of the class"),
         Column("recall", "share of the class's pixels that are predicted"),
         Column("Dice", "harmonic mean of precision and recall"),
-        Column("pixels", "annotated as of the class"),
+        Column("pixels", "annotated as of the class", most_first=True),
     ]
     return Table("Classes, by the most probable one of each pixel", columns, rows)
 
