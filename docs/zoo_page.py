@@ -86,13 +86,14 @@ def figures(recipe: Recipe) -> str:
         return ", ".join(f"{kind} AP {value:g}" for kind, value in found.items() if value)
     names = {"segm_AP": "mask AP", "segm_AP50": "mask AP50", "bbox_AP": "box AP", "v_rand": "V_rand"}
     names |= {"rand_error": "Rand error", "pixel_error": "pixel error"}
-    return ", ".join(
+    found = [
         f"{names[result.metric]} {100 * result.value:.1f}"
         if "_AP" in result.metric
         else f"{names[result.metric]} {result.value:.3f}"
         for result in recipe.results
         if result.metric in names
-    )
+    ]
+    return f"{', '.join(found)} ({recipe.results[0].data})" if found else ""
 
 
 def size(recipe: Recipe, row: dict | None) -> str:
