@@ -1,4 +1,5 @@
-"""Speed and memory of one model on this machine: `keras-seg bench`. Comparisons with other libraries are in benchmarks/.
+"""Speed and memory of one model on this machine: `keras-seg bench`. Comparisons with other libraries are in
+benchmarks/.
 
 Each batch size has a process of its own, so that its memory and its cold start are not those of the one before.
 """
@@ -34,14 +35,15 @@ def bench(
     warmup: int = 2,
     precision: str = "float32",
 ) -> dict[str, Any]:
-    """Measures a model of the zoo, or of a recipe's file, from pixels in memory to class probabilities, or to objects with
-    their masks pasted.
+    """Measures a model of the zoo, or of a recipe's file, from pixels in memory to class probabilities, or to
+    objects with their masks pasted.
 
     Args:
         weights: as of `zoo.load`. With None the numbers are those of random weights, which find other objects.
-        image: a file to segment; None: a drawn one of `size`, height and width in pixels. None: the model's own size, that
-            is its shorter side by 4/3 of it for a detector, 512 by 512 for one that only scales and for a U-Net. How many objects a detector finds
-            matters to its speed, so that an image of what it knows tells more.
+        image: a file to segment; None: a drawn one of `size`, height and width in pixels. None: the model's own
+            size, that is its shorter side by 4/3 of it for a detector, 512 by 512 for one that only scales and for a
+            U-Net. How many objects a detector finds matters to its speed, so that an image of what it knows tells
+            more.
         batch_sizes: images at once: of the same image.
         rounds: how often it is measured, after one first time and `warmup` more.
         precision: as of `segment`.
@@ -50,7 +52,8 @@ def bench(
     "most", "all"), "first_result" (seconds from the start of the process: "import", "load", "predict", "total"), "objects" found
     in an image, "peak_memory" and "peak_gpu_memory" in bytes (None where the system does not say).
 
-    Raises ValueError for wrong numbers, what `zoo.load` and `segment` raise; ChildProcessError if a process ends in another way.
+    Raises ValueError for wrong numbers, what `zoo.load` and `segment` raise; ChildProcessError if a process ends in
+    another way.
     """
     from keras_seg import zoo
     from keras_seg.doctor import examine
@@ -132,7 +135,7 @@ def table(report: dict[str, Any]) -> str:
         f"{heading} ({image['source']})",
         f"{cpu['model']}, {cpu['cores']} cores; {', '.join(machine['devices'])}",
         f"TensorFlow {machine['tensorflow']}; RoIAlign: {machine['roi_align']}",
-        f"median of {report['rounds']} (least-most) after {report['warmup'] + 1} to warm up; first result: from the start",
+        f"median of {report['rounds']} (least-most) after {report['warmup'] + 1} to warm up; first result: from start",
         "",
     ]
     rows = [("batch", "images/s", "s a batch", "objects", "first result", "peak memory")]

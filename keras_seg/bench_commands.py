@@ -41,8 +41,8 @@ def bench(
 ) -> None:
     """Measure a model's speed and peak memory on this machine.
 
-    From pixels in memory to probabilities, or to objects with masks. Each batch size runs in a process of its own. WEIGHTS
-    "none" measures a model without weights, whose detections are those of noise.
+    From pixels in memory to probabilities, or to objects with masks. Each batch size runs in a process of its own.
+    WEIGHTS "none" measures a model without weights, whose detections are those of noise.
     """
     from keras_seg.bench import bench as measure
     from keras_seg.bench import table

@@ -1,5 +1,5 @@
-"""The command `keras-seg`: list, show, train, average, segment, batch, evaluate, proposals, convert, check-data, import-weights,
-export, doctor, bench. docs/command_line.md has its exit statuses."""
+"""The command `keras-seg`: list, show, train, average, segment, batch, evaluate, proposals, convert, check-data,
+import-weights, export, doctor, bench. docs/command_line.md has its exit statuses."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 DEBUG = "KERAS_SEG_DEBUG"
 WRONG_USE, UNEXPECTED, STOPPED = 2, 3, 130
-# Of TensorFlow's C++ side: what the package asks for, and without its errors too, one of which tells of each machine that it
-# has no GPU. What fails is an exception as well.
+# Of TensorFlow's C++ side: what the package asks for, and without its errors too, one of which tells of each
+# machine that it has no GPU. What fails is an exception as well.
 QUIET, SILENT = "2", "3"
 
 app = typer.Typer(
@@ -174,7 +174,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Runs the command; an error is one line on standard error, and its traceback is shown if KERAS_SEG_DEBUG is set."""
+    """Runs the command; an error is one line on standard error, and its traceback is shown with KERAS_SEG_DEBUG."""
     if not os.environ.get(DEBUG) and os.environ.get("TF_CPP_MIN_LOG_LEVEL") == QUIET:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = SILENT
     try:

@@ -61,6 +61,6 @@ def check_own_rpn(recipe: Recipe) -> None:
     """ValueError if the recipe's second stage is trained on stored proposals: its own RPN has then learnt nothing."""
     if getattr(recipe.data, "proposals", None):
         raise ValueError(
-            f"{recipe.name}: its second stage is trained on stored proposals and its own RPN not at all, so it needs those "
-            "of another one: keras-seg evaluate --proposals FILE"
+            f"{recipe.name}: its second stage is trained on stored proposals and its own RPN not at all, so it needs "
+            "those of another one: keras-seg evaluate --proposals FILE"
         )

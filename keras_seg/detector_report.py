@@ -57,14 +57,14 @@ def write_detector_report(
         found: COCO results, `evaluate.results` or a JSON file.
         annotations: COCO annotations.
         images: the folder that the annotations' file names are relative to.
-        scores: of `evaluate.score`, by kind of overlap; the curves and classes are theirs. Images are judged by masks if
-            "segm" is among them, else by boxes.
+        scores: of `evaluate.score`, by kind of overlap; the curves and classes are theirs. Images are judged by
+            masks if "segm" is among them, else by boxes.
         title, facts: (name, value) for the head of the page.
         pictures: draw the worst so many images.
         score_threshold, iou: what counts as found, and as right, in an image.
 
-    Returns the path of index.html. Raises ValueError for malformed annotations and results, FileNotFoundError for an image
-    that is not there, OSError where the folder cannot be written.
+    Returns the path of index.html. Raises ValueError for malformed annotations and results, FileNotFoundError for
+    an image that is not there, OSError where the folder cannot be written.
     """
     from keras_seg.metrics.coco_picture import precision_recall_picture
 
@@ -99,8 +99,8 @@ def write_detector_report(
 def outlined(
     image: PIL.Image, objects: Sequence[tuple[Mapping[str, Any], tuple[int, int, int]]], iou_type: str
 ) -> PIL.Image:
-    """The image, no larger than PANEL_SIDE, with objects in outline: pairs of a COCO result or annotation (run lengths, or a
-    bbox) and a colour; the first on top."""
+    """The image, no larger than PANEL_SIDE, with objects in outline: pairs of a COCO result or annotation (run
+    lengths, or a bbox) and a colour; the first on top."""
     from PIL import Image as Pictures
     from PIL import ImageDraw
 

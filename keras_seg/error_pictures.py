@@ -16,8 +16,8 @@ RIGHT, MISSED, FALSE = (0, 158, 115), (213, 94, 0), (86, 180, 233)
 
 
 class Errors(NamedTuple):
-    """right: [n, 2], pairs of what was found and what is there, places in the arrays given. false, missed: places of those
-    without a counterpart."""
+    """right: [n, 2], pairs of what was found and what is there, places in the arrays given. false, missed: places
+    of those without a counterpart."""
 
     right: np.ndarray
     false: np.ndarray
@@ -34,8 +34,8 @@ class Errors(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """An image of COCO annotations: its id and file, the results that count (the surest first) and the objects that are
-    there, which of them are right, and the overlap of each pair that is, float [n]."""
+    """An image of COCO annotations: its id and file, the results that count (the surest first) and the objects that
+    are there, which of them are right, and the overlap of each pair that is, float [n]."""
 
     image_id: int
     file_name: str
@@ -53,7 +53,8 @@ def judge(
     score_threshold: float = 0.5,
     iou: float = 0.5,
 ) -> list[Judged]:
-    """Every image of COCO annotations with its errors: that with the lowest F1 first, of equal ones that with most errors.
+    """Every image of COCO annotations with its errors: that with the lowest F1 first, of equal ones that with most
+    errors.
 
     found: COCO results, `evaluate.results` or a JSON file. iou_type: what overlaps, masks ("segm") or boxes ("bbox").
     score_threshold, iou: what counts as found, and as right. Crowds neither match nor count. ValueError for malformed
@@ -83,7 +84,8 @@ def judge(
 
 
 def match(found: np.ndarray, truth: np.ndarray, iou: float = 0.5, same: np.ndarray | None = None) -> Errors:
-    """Which objects are right, as COCO matches them: in the order of `found`, each takes what overlaps it most of what is left.
+    """Which objects are right, as COCO matches them: in the order of `found`, each takes what overlaps it most of
+    what is left.
 
     found: bool [N, H, W], the surest first. truth: bool [M, H, W]. iou: the least intersection over union. same:
     bool [N, M], which are of one class; None: all. ValueError for masks of other images.
@@ -102,8 +104,8 @@ def match(found: np.ndarray, truth: np.ndarray, iou: float = 0.5, same: np.ndarr
 def _matched(
     found: Sequence[Any], truth: Sequence[Any], iou: float, same: np.ndarray | None
 ) -> tuple[Errors, np.ndarray]:
-    """`match` of run lengths, since a mask for each object of a large image would be some GB, or of boxes [x, y, width,
-    height]; and the overlap of each pair."""
+    """`match` of run lengths, since a mask for each object of a large image would be some GB, or of boxes [x, y,
+    width, height]; and the overlap of each pair."""
     from pycocotools import mask as coco
 
     # of nothing it gives a list
@@ -121,7 +123,8 @@ def _matched(
 
 
 def draw_errors(image: Any, found: np.ndarray, truth: np.ndarray, errors: Errors) -> Image.Image:
-    """The image with outlines: what was found and is right in green, what was missed in red-orange, what is false in blue.
+    """The image with outlines: what was found and is right in green, what was missed in red-orange, what is false
+    in blue.
 
     image: as in `visualize.picture`; found, truth: bool [N, H, W] and [M, H, W] of its size, errors: of `match`.
     """

@@ -32,13 +32,13 @@ def finder(
     precision: str = "float32",
     value_range: tuple[float, float] | None = None,
 ) -> Callable[[Any], Any]:
-    """A detector, or one that `export.load` gives, as a function from an image to its `Instances`, or from a list of images
-    to a list.
+    """A detector, or one that `export.load` gives, as a function from an image to its `Instances`, or from a list
+    of images to a list.
 
-    All that the model finds counts, whatever the score (its own threshold, often 0.05, comes first). flip, short_sides: see
-    the image mirrored and at these sizes (`tta.augmented_detector`), which is for float32 alone. precision: as of `segment`.
-    An exported detector has its own size and precision: ValueError for other ones. value_range: the values of image files
-    that become 0 and 255, see `data.images.to_float`.
+    All that the model finds counts, whatever the score (its own threshold, often 0.05, comes first). flip,
+    short_sides: see the image mirrored and at these sizes (`tta.augmented_detector`), which is for float32 alone.
+    precision: as of `segment`. An exported detector has its own size and precision: ValueError for other ones.
+    value_range: the values of image files that become 0 and 255, see `data.images.to_float`.
     """
     if value_range is not None:
         find = finder(
@@ -125,8 +125,8 @@ def score(
 ) -> dict[str, coco.Score]:
     """`metrics.coco.score` for several kinds of overlap.
 
-    found: COCO results. annotations: what their JSON file holds. iou_types: None: all that both results and annotations
-    have, boxes if there is no result. options: of `metrics.coco.score`.
+    found: COCO results. annotations: what their JSON file holds. iou_types: None: all that both results and
+    annotations have, boxes if there is no result. options: of `metrics.coco.score`.
     """
     kinds = list(iou_types or coco_data.kinds(found, annotations) or ["bbox"])
     return {kind: coco.score(annotations, found, kind, **options) for kind in kinds}

@@ -124,7 +124,8 @@ class Segmented:
 
 
 def window_rle(rows: slice, columns: slice, inside: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's run lengths of a mask in an image of `size` (H, W), that lies in a window: bool [h, w] at these rows and columns.
+    """COCO's run lengths of a mask in an image of `size` (H, W), that lies in a window: bool [h, w] at these rows
+    and columns.
 
     Memory goes with the window.
     """

@@ -40,8 +40,8 @@ def find(inputs: str | Path | Iterable[str | Path], *, outside: Iterable[Path] =
 def distinct_names(files: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
     """A name for each file's results, no two alike even where the case of letters does not count.
 
-    The file's name without its ending; where several have that, the folder's before it, "a/1" and "b/1", and so on up; with
-    the ending where nothing else tells them apart. taken: names that are not to be had.
+    The file's name without its ending; where several have that, the folder's before it, "a/1" and "b/1", and so on
+    up; with the ending where nothing else tells them apart. taken: names that are not to be had.
     """
     candidates = [_candidates(file) for file in files]
     uses = Counter(name.casefold() for names in candidates for name in names)

@@ -17,8 +17,8 @@ __all__ = ["Column", "Image", "Page", "Table", "percent", "write_page"]
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table: its name, what it means, and whether the rows with most of it come first when it is pressed (as of errors),
-    or those with least (as of what is good)."""
+    """Of a table: its name, what it means, and whether the rows with most of it come first when it is pressed (as
+    of errors), or those with least (as of what is good)."""
 
     name: str
     meaning: str = ""
@@ -36,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Image:
-    """A row of the table of images. panels: (caption, file beside the page) of its pictures; none for most of a large set."""
+    """A row of the table of images. panels: (caption, file beside the page) of its pictures, if there are any."""
 
     name: str
     cells: Sequence[tuple[float, str]]
@@ -45,8 +45,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Page:
-    """title; facts and figures: (name, value); tables; curves: (title, file); columns of the images, which come as they are to
-    be shown first; legend: ((r, g, b), what the colour means) of the pictures."""
+    """title; facts and figures: (name, value); tables; curves: (title, file); columns of the images, which come as
+    they are to be shown first; legend: ((r, g, b), what the colour means) of the pictures."""
 
     title: str
     facts: Sequence[tuple[str, str]]
@@ -156,7 +156,8 @@ def _card(number: int, image: Image, columns: Sequence[Column]) -> str:
     )
     panels = "".join(
         f'<figure><a href="{html.escape(file)}"><img loading="lazy" src="{html.escape(file)}" '
-        f'alt="{html.escape(f"{image.name}: {caption}")}"></a><figcaption>{html.escape(caption)}</figcaption></figure>'
+        f'alt="{html.escape(f"{image.name}: {caption}")}"></a>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, file in image.panels
     )
     return (

@@ -43,7 +43,8 @@ def written(folder: Path, kind: str, name: str, slices: int) -> list[Path]:
 
 
 def write(folder: Path, kind: str, name: str, found: Sequence[Detected | Segmented], source: str) -> None:
-    """Writes a kind of result of an image, or of the slices of a stack, into a folder for all; makes folders as needed.
+    """Writes a kind of result of an image, or of the slices of a stack, into a folder for all; makes folders as
+    needed.
 
     source: the image's name inside COCO results. OSError where it cannot be written.
     """
@@ -65,8 +66,8 @@ def write(folder: Path, kind: str, name: str, found: Sequence[Detected | Segment
 
 
 def write_labels(path: Path, labels: Sequence[np.ndarray]) -> None:
-    """Label images int [H, W], one or a stack, as a TIFF of unsigned integers: of 16 bits, in ImageJ's own form, or of 32
-    where there are more objects."""
+    """Label images int [H, W], one or a stack, as a TIFF of unsigned integers: of 16 bits, in ImageJ's own form, or
+    of 32 where there are more objects."""
     stack = np.stack(labels)
     write_tiff(path, stack.astype(np.uint16 if stack.max(initial=0) < 2**16 else np.uint32))
 
@@ -91,7 +92,7 @@ def write_tiff(path: Path, stack: np.ndarray) -> None:
 
 
 def _coco(found: Sequence[Detected | Segmented], source: str) -> dict[str, Any]:
-    """{"images": [...], "results": [...]}; the n-th slice has the id n, from 1. `join_coco` gives ids of all files."""
+    """{"images": [...], "results": [...]}; the n-th slice has the id n, from 1."""
     images, results = [], []
     for n, one in enumerate(found, start=1):
         height, width = one.pixels.shape[:2]
@@ -103,9 +104,9 @@ def _coco(found: Sequence[Detected | Segmented], source: str) -> dict[str, Any]:
 
 
 def join_coco(files: Sequence[Path], categories: Sequence[dict[str, Any]], folder: Path) -> tuple[Path, Path]:
-    """The "coco" files of several images as two: coco_results.json, a list of results as `pycocotools` loads them, and
-    coco_images.json, annotations without objects, that names images and categories. Image ids run from 1 in the order of
-    the files. Returns the two paths."""
+    """The "coco" files of several images as two: coco_results.json, a list of results as `pycocotools` loads them,
+    and coco_images.json, annotations without objects, that names images and categories. Image ids run from 1 in the
+    order of the files. Returns the two paths."""
     images: list[dict[str, Any]] = []
     results, listing = folder / "coco_results.json", folder / "coco_images.json"
     with replacing(results) as temporary, temporary.open("w") as stream:

@@ -19,8 +19,8 @@ STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # x, y: right, down, left, up
 
 
 class Region(NamedTuple):
-    """An object of an image: its number in the label image, its class, its score 0-1, and bool [h, w] in the window of
-    these rows and columns."""
+    """An object of an image: its number in the label image, its class, its score 0-1, and bool [h, w] in the window
+    of these rows and columns."""
 
     number: int
     class_name: str
@@ -31,11 +31,12 @@ class Region(NamedTuple):
 
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """The closed lines between inside and outside, along the edges of pixels: each int [n, 2], x and y of its corners.
+    """The closed lines between inside and outside, along the edges of pixels: each int [n, 2], x and y of its
+    corners.
 
     mask: bool [H, W]. Pixel (x, y) covers x to x + 1 and y to y + 1, so the area within the lines is the number of
-    pixels. Lines go clockwise around an object and counter-clockwise around a hole; pixels that touch at a corner alone
-    are apart. ValueError for another shape or type.
+    pixels. Lines go clockwise around an object and counter-clockwise around a hole; pixels that touch at a corner
+    alone are apart. ValueError for another shape or type.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype != bool:
@@ -65,9 +66,10 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 def write_rois(path: str | Path, slices: Sequence[Iterable[Region]]) -> None:
     """Writes the objects of an image, or of each slice of a stack, to a .zip of ImageJ regions of interest.
 
-    Names are "0012-nucleus", number and class, with the slice before them in a stack, "0003-0012-nucleus", whose regions
-    have its position (from 1) as well; the property "score" is kept. A region of several parts, or with holes, is one
-    composite region. The area of each in ImageJ is its number of pixels. The file is written whole or not at all.
+    Names are "0012-nucleus", number and class, with the slice before them in a stack, "0003-0012-nucleus", whose
+    regions have its position (from 1) as well; the property "score" is kept. A region of several parts, or with
+    holes, is one composite region. The area of each in ImageJ is its number of pixels. The file is written whole or
+    not at all.
 
     Raises ModuleNotFoundError without the package roifile, OSError where the file cannot be written.
     """
@@ -105,8 +107,8 @@ def require_roifile() -> ModuleType:
 
 
 def _edges(padded: np.ndarray) -> dict[tuple[int, int], list[int]]:
-    """{(x, y) of a pixel's corner: the directions of the edges that begin there}, with the inside to their right; corners in
-    reading order. padded: a mask with one pixel of outside around it."""
+    """{(x, y) of a pixel's corner: the directions of the edges that begin there}, with the inside to their right;
+    corners in reading order. padded: a mask with one pixel of outside around it."""
     inside = padded[1:-1, 1:-1]
     neighbours = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
     starts = (

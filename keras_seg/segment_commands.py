@@ -53,8 +53,8 @@ def segment(
         typer.Option(
             "--output",
             "-o",
-            help="A folder; or, of one image, a file. U-Net: .npy with the probabilities of every class, .tif or .png with "
-            "those of one. Detector: .png or .jpg with the objects drawn, .tif with their numbers. Both: .json with COCO "
+            help="A folder; or, of one image, a file. U-Net: .npy with the probabilities of every class, .tif or .png "
+            "with those of one. Detector: .png or .jpg with the objects drawn, .tif with their numbers. Both: .json with COCO "
             "results, .zip with regions for ImageJ.",
         ),
     ],

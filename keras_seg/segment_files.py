@@ -30,8 +30,9 @@ JOURNAL = "segment.jsonl"
 
 @dataclass(frozen=True)
 class Done:
-    """An image that is segmented: its file, the name of its results, how many slices and objects it has, and the kinds of
-    result that are there. size and modified (ns) tell whether the file is still the one that was segmented."""
+    """An image that is segmented: its file, the name of its results, how many slices and objects it has, and the
+    kinds of result that are there. size and modified (ns) tell whether the file is still the one that was
+    segmented."""
 
     file: str
     name: str
@@ -56,8 +57,8 @@ class Done:
 class Batch:
     """What `segment_files` did.
 
-    output: the folder. kinds: of `result_files.KINDS`. images: those that are done, also by an earlier run, in the order
-    of the inputs. resumed: how many an earlier run did. failed: {file: why}.
+    output: the folder. kinds: of `result_files.KINDS`. images: those that are done, also by an earlier run, in the
+    order of the inputs. resumed: how many an earlier run did. failed: {file: why}.
     """
 
     output: Path
@@ -103,8 +104,8 @@ def segment_files(
 ) -> Batch:
     """Segment image files and TIFF stacks, and keep the results in a folder: output/labels/NAME.tif and so on.
 
-    An image is done when all its files are complete; a later call with the same model and options leaves out what is done
-    already, unless its file has changed. An image that cannot be read or segmented does not stop the others.
+    An image is done when all its files are complete; a later call with the same model and options leaves out what
+    is done already, unless its file has changed. An image that cannot be read or segmented does not stop the others.
 
     Args:
         model: a U-Net or a detector. What is counted as a U-Net's objects says `findings.Segmented`.
@@ -113,8 +114,8 @@ def segment_files(
         save: of `result_files.KINDS`; None: "overlay", "labels" and for detectors "coco". With "coco" there are
             coco_results.json and coco_images.json of all images as well (`result_files.join_coco`).
         score_threshold, max_detections: of detectors, see `detect.detect`.
-        class_index, pixel_threshold, tile, rotations: of U-Nets: which class has objects, the least probability of their
-            pixels, and as of `segment.segment_unet`.
+        class_index, pixel_threshold, tile, rotations: of U-Nets: which class has objects, the least probability of
+            their pixels, and as of `segment.segment_unet`.
         value_range: the values that become 0 and 255, see `data.images.to_float`.
         precision: as of `segment`.
         overwrite: do all anew, also where the folder holds the results of another model or other options.
@@ -170,7 +171,7 @@ def segment_files(
 
 
 class _Journal:
-    """The file that says what is done in a folder. A line is complete, or, after a sudden end, the last and left out."""
+    """The file that says what is done in a folder. After a sudden end its last line may be half a one."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         self.path = folder / JOURNAL
@@ -238,8 +239,8 @@ def _kinds(model: Any, save: Iterable[str] | None) -> tuple[str, ...]:
 def look(
     model: UNet | MaskRCNN, file: str | Path, *, progress: bool | None = None, **options: Any
 ) -> Sequence[Detected | Segmented]:
-    """What a model finds in an image file, or in each slice of a TIFF stack; options and errors as of `segment_files` and of
-    `segment`. progress: as of `segment.segment_unet`."""
+    """What a model finds in an image file, or in each slice of a TIFF stack; options and errors as of
+    `segment_files` and of `segment`. progress: as of `segment.segment_unet`."""
     if hasattr(model, "short_side"):
         return _detected(model, Path(file), **options)
     return _segmented(model, Path(file), progress=progress, **options)

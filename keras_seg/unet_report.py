@@ -23,8 +23,8 @@ LEGEND = ((MISSED, "missed, or of another class"), (FALSE, "false"))
 
 
 class Judged(NamedTuple):
-    """An image: its figures, its error (by which images are sorted), objects or classes predicted and true (int [H, W], to be
-    coloured), and where pixels are missed and false (bool [H, W])."""
+    """An image: its figures, its error (by which images are sorted), objects or classes predicted and true (int [H,
+    W], to be coloured), and where pixels are missed and false (bool [H, W])."""
 
     cells: list[tuple[float, str]]
     error: float
@@ -52,13 +52,15 @@ def write_unet_report(
         folder: made if missing; its pictures go to folder/images.
         samples: annotated images; probabilities: float32 [H, W, K] of each, as `segment` gives them.
         figures: of all images together, for the head of the page (`training.unets.evaluate`).
-        reader: what the data are, and so what an image is judged by. "isbi": pixels, Rand error and V_rand at the threshold that
-            is best for the Rand error of all. "cell_tracking": SEG. "folder": intersection over union of the classes.
+        reader: what the data are, and so what an image is judged by. "isbi": pixels, Rand error and V_rand at the
+            threshold that is best for the Rand error of all. "cell_tracking": SEG. "folder": intersection over union
+            of the classes.
         class_names: one a class.
         title, facts: (name, value) for the head of the page.
         pictures: draw the worst so many images.
 
-    Returns the path of index.html. Raises ValueError for no samples, or other classes; OSError where it cannot be written.
+    Returns the path of index.html. Raises ValueError for no samples, or other classes; OSError where it cannot be
+    written.
     """
     if not samples or len(samples) != len(probabilities):
         raise ValueError(
@@ -94,10 +96,11 @@ def write_unet_report(
 
 
 def pixel_curve(samples: Sequence[Sample], probabilities: Sequence[np.ndarray], k: int) -> np.ndarray:
-    """Precision and recall of a class's pixels where its probability is above 0, 1/256, ... 255/256: float64 [2, 256].
+    """Precision and recall of a class's pixels where its probability is above 0, 1/256, ... 255/256: float64 [2,
+    256].
 
-    Pixels that nobody annotated do not count. Precision is 1 where nothing is above the threshold, recall 0 without pixels
-    of the class.
+    Pixels that nobody annotated do not count. Precision is 1 where nothing is above the threshold, recall 0 without
+    pixels of the class.
     """
     counts = np.zeros((2, BINS), np.int64)  # of other pixels and of the class's, by the class's probability
     for sample, seen in zip(samples, probabilities, strict=True):
@@ -186,7 +189,8 @@ def _judge_classes(sample: Sample, probability: np.ndarray) -> Judged:
 
 
 def _alike(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Objects found, int [H, W], numbered and so coloured like the true one of which they have most; each number once."""
+    """Objects found, int [H, W], numbered and so coloured like the true one of which they have most; each number
+    once."""
     both = (found > 0) & (true > 0)
     pairs, shared = np.unique(np.stack([found[both], true[both]]), axis=1, return_counts=True)
     numbers: dict[int, int] = {}
