@@ -239,13 +239,14 @@ def _compiled(model: UNet, precision: str = "float32") -> Callable[[np.ndarray],
 
     The output is the tile, with a few pixels around it if the network has "same" padding.
     """
-    from keras_seg.inference import Compiled
+    from keras_seg.inference import LOCK, Compiled
 
-    calls = _COMPILED.setdefault(model, {})
-    if precision not in calls:
-        call = Compiled(without_surplus(model), precision)  # keeps the layers alive, not the model
-        calls[precision] = lambda tiles: call(np.ascontiguousarray(tiles)).numpy()
-    return calls[precision]
+    with LOCK:
+        calls = _COMPILED.setdefault(model, {})
+        if precision not in calls:
+            call = Compiled(without_surplus(model), precision)  # keeps the layers alive, not the model
+            calls[precision] = lambda tiles: call(np.ascontiguousarray(tiles)).numpy()
+        return calls[precision]
 
 
 def without_surplus(model: UNet) -> keras.Model:
