@@ -8,6 +8,7 @@ precision="bfloat16" (`bfloat16.py`) maps and weights are rounded to 8 significa
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ from keras_seg import winograd
 from keras_seg.backbones.resnet import FrozenBatchNormalization
 
 PRECISIONS = ("float32", "bfloat16")
+# Held while a model's call is made: threads that predict with the same model at once then share one, and Keras's layers do
+# not bear being called symbolically from several threads.
+LOCK = threading.RLock()
 NORMALIZATIONS = (layers.BatchNormalization, FrozenBatchNormalization)
 
 
@@ -76,13 +80,15 @@ class Compiled:
 
     def __call__(self, inputs: Any) -> Any:
         """inputs: the model's, as tensors or arrays. Returns the model's outputs, as tensors."""
-        stale = self.precision == "bfloat16" and self._weights.changed()
-        if self._call is None or stale:
-            network = self._network  # not `self`: the function would keep it, and it the function
-            self._call = tf.function(
-                lambda x: network(x, training=False), input_signature=[self._signature], autograph=False
-            )
-        return self._call(inputs)
+        with LOCK:
+            stale = self.precision == "bfloat16" and self._weights.changed()
+            if self._call is None or stale:
+                network = self._network  # not `self`: the function would keep it, and it the function
+                self._call = tf.function(
+                    lambda x: network(x, training=False), input_signature=[self._signature], autograph=False
+                )
+            call = self._call
+        return call(inputs)
 
 
 _COMPILED: weakref.WeakKeyDictionary[keras.Model, dict[str, Compiled]] = weakref.WeakKeyDictionary()
@@ -90,10 +96,11 @@ _COMPILED: weakref.WeakKeyDictionary[keras.Model, dict[str, Compiled]] = weakref
 
 def compiled(model: keras.Model, precision: str = "float32") -> Compiled:
     """What `keras_seg.segment` calls for a model: made once for each precision, on first use, and kept with the model."""
-    calls = _COMPILED.setdefault(model, {})
-    if precision not in calls:
-        calls[precision] = Compiled(model, precision)
-    return calls[precision]
+    with LOCK:
+        calls = _COMPILED.setdefault(model, {})
+        if precision not in calls:
+            calls[precision] = Compiled(model, precision)
+        return calls[precision]
 
 
 class Watched:
