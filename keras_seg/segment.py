@@ -229,13 +229,26 @@ def _open_result(out: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, Path | N
         if needed > free:
             raise OSError(f"{out}: the result takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         partial = out.with_name(f".{out.name}.partial")
-        return np.lib.format.open_memmap(partial, "w+", np.float32, shape), partial
+        try:
+            array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            _reserve(partial)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(error.errno, f"could not write {out} ({error.strerror or error})") from error
+        return array, partial
     if not (
         isinstance(out, np.ndarray) and out.dtype == np.float32 and out.shape == shape and out.flags.writeable
     ):
         got = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ValueError(f"out: must be a path or a writeable float32 array {list(shape)}, got {got}")
     return out, None
+
+
+def _reserve(path: Path) -> None:
+    """Claims the disk space of a file's length: a process that writes to a file in memory dies where the disk is full."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _warn_of_group_statistics(tiles: overlap_tile.Tiles) -> None:

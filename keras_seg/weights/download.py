@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import http.client
@@ -11,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from keras_seg.weights.files import replacing, sha256_of
 
 CHUNK = 1 << 20
 TIMEOUT = 30  # seconds without a byte
+ANOTHER_CACHE = "That is in the cache, for which KERAS_SEG_HOME names another folder"
 
 
 def cache_folder() -> Path:
@@ -35,11 +37,30 @@ class DownloadFailed(RuntimeError):
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Only one process at a time is inside, for one `path`; the others wait. Makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, by a kill too
+    """Only one process at a time is inside, for one `path` of the cache; the others wait. Makes the folder.
+
+    Where nothing can be written (a cache that others filled), none waits: files there take their place whole.
+    """
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path.with_name(f".{path.name}.lock"), "w"))
+        except OSError as error:
+            if not (path.parent.is_dir() and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)):
+                raise OSError(error.errno, f"{path.parent}: {error.strerror}. {ANOTHER_CACHE}") from error
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, by a kill too
         yield
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[Path]:
+    """`replacing`, for a file of the cache."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}. {ANOTHER_CACHE}") from error
 
 
 def fetch(
@@ -79,11 +100,11 @@ def fetch(
                 raise FileNotFoundError(
                     f"{path}: not there, and KERAS_SEG_OFFLINE forbids to download. {help_}"
                 )
-            with replacing(path) as temporary:
+            with kept(path) as temporary:
                 digest = _download(url, temporary, help_, progress)
                 _verify(digest, sha256, before, url, f"nothing was kept. {help_}")
         if before != digest:
-            with replacing(pin) as temporary:
+            with kept(pin) as temporary:
                 temporary.write_text(f"{digest}\n")
     return path
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_seg.weights import detectron2, garden, matterport, torchvision
-from keras_seg.weights.download import cache_folder, fetch, locked, pinned
-from keras_seg.weights.files import replacing
+from keras_seg.weights.download import cache_folder, fetch, kept, locked, pinned
 
 if TYPE_CHECKING:
     from keras_seg.recipe_models import Published
@@ -72,7 +71,7 @@ def read_published(published: Published) -> dict[str, np.ndarray]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with replacing(path) as temporary:
+    with kept(path) as temporary:
         np.savez(temporary, **arrays)
 
 
