@@ -15,12 +15,14 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# TensorFlow 2.21's oneDNN kernels corrupt the heap in SAM's mask decoder ("malloc(): unaligned tcache chunk detected").
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import numpy as np
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of SAM's images
 GRID, PREDICTED, STABLE, OFFSET, OVERLAP = 32, 0.88, 0.95, 1.0, 0.7  # of SamAutomaticMaskGenerator
-GROUP = 64  # prompts at once
+GROUP = 16  # prompts at once
 RANDOM = "random"
 NO_WEIGHTS = (
     "sam_kerashub: the weights of {name} could not be had ({error}). They come from Kaggle or Hugging Face (keras/{name}): "
@@ -112,8 +114,7 @@ class Sam:
         @tf.function(reduce_retracing=True)
         def decode(embedding, points, labels, boxes):
             count = tf.shape(points)[0]
-            masks = tf.zeros([count, 0, 256, 256, 1])
-            prompts = backbone.prompt_encoder(points=points, labels=labels, boxes=boxes, masks=masks)
+            prompts = backbone.prompt_encoder(points=points, labels=labels, boxes=boxes)
             embedding = tf.repeat(embedding, count, 0)
             return backbone.mask_decoder(image_embeddings=embedding, **prompts)
 
