@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_seg.command_options import WeightsFile, examples
+from keras_seg.command_options import AsJson, WeightsFile, complete_model, examples
 
 __all__ = ["add_to"]
 
@@ -16,8 +16,9 @@ __all__ = ["add_to"]
 def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
-            "keras-seg batch maskrcnn_nuclei 'plates/**/*.tif' -o results",
+            "keras-seg batch maskrcnn_nuclei 'plates/**/*.tif' -o results --max-detections 400 --workers 4",
             "keras-seg batch unet_isbi2012 volume.tif -o tiles",
+            "keras-seg batch maskrcnn_nuclei slides/ -o results --tile-side 1024 --overlap 128",
         )
     )(batch)
 
@@ -26,7 +27,9 @@ def batch(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A name of the zoo, a recipe's YAML file, or a SavedModel's folder."
+            metavar="MODEL",
+            help="A name of the zoo, a recipe's YAML file, or a SavedModel's folder.",
+            autocompletion=complete_model,
         ),
     ],
     images: Annotated[
@@ -103,14 +106,12 @@ def batch(
             "--beam", metavar="NAME=VALUE", help="An option of Beam's, as flink_master=host:8081; repeatable."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Segment a folder of images on one machine or many: COCO JSON from a detector, label tiles from a U-Net.
 
     Started again, it goes on: what is done stays, what failed is tried again. The exit status is 1 if an image failed; the
     others are done all the same.
-
-    keras-seg batch maskrcnn_nuclei plates/ -o results/ --max-detections 400 --workers 4
     """
     from keras_seg import batch as batches
 
@@ -118,8 +119,9 @@ def batch(
         raise ValueError("--workers is for this machine; how many a runner has is its own option, for --beam")
     given = {
         "score_threshold": score_threshold, "max_detections": max_detections, "classes": classes or None,
-        "batch_size": batch_size, "tile_side": tile_side, "overlap": overlap, "labels": labels or None, "tile": tile, "rotations": rotations,
-        "value_range": value_range, "probabilities": probabilities or None, "join": join or None, "precision": precision,
+        "batch_size": batch_size, "tile_side": tile_side, "overlap": overlap, "labels": labels or None, "tile": tile,
+        "rotations": rotations, "value_range": value_range, "probabilities": probabilities or None, "join": join or None,
+        "precision": precision,
     }  # fmt: skip
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if runner is not None:

@@ -42,9 +42,10 @@ requeue() {
 }
 trap requeue USR1
 
-# Tasks are numbered node by node, as the workers are above. If one ends in an error, the others are ended too.
+# Tasks are numbered node by node, as the workers are above. If one ends in an error, the others are ended too. srun asks anew
+# for a task's processors.
 # shellcheck disable=SC2016  # the variables are the task's
-srun --distribution=block --kill-on-bad-exit=1 bash -c '
+srun --distribution=block --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c '
   export TF_CONFIG="{\"cluster\": {\"worker\": [$CLUSTER]}, \"task\": {\"type\": \"worker\", \"index\": $SLURM_PROCID}}"
   exec "$@"
 ' worker keras-seg train "$@" --resume &

@@ -24,7 +24,7 @@ from typing import Any
 __all__ = ["Failure", "Folder", "Image", "Outcome", "Shard"]
 
 FORMAT = 1
-PLAN = "batch.json"
+PLAN, LOCK = "batch.json", ".lock"
 UNFINISHED = ".partial"  # how files that are being written end
 SHOWN = 60  # characters of a value in a message
 
@@ -147,15 +147,14 @@ class Folder:
         """
         folder = Path(self.path)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(f".{folder.name}.lock")
-        with open(lock, "w") as file:
+        with open(folder / LOCK, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by a kill too
             except BlockingIOError as error:
                 raise BlockingIOError(error.errno, f"{folder}: another batch is writing there") from error
             wanted = json.loads(to_json({"format": FORMAT, **plan}))
             if (there := self._plan()) is None:
-                if any(path.name != ".DS_Store" for path in folder.iterdir()):
+                if any(not path.name.startswith(".") for path in folder.iterdir()):
                     raise ValueError(
                         f"{folder}: holds files but no {PLAN}, so it is not of a batch; give an empty folder"
                     )

@@ -7,6 +7,7 @@ Files are written as soon as a unit is computed, not at the end: a run that is k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +29,33 @@ Unit = Shard | Tile | DetectorTile
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A name of the zoo or a recipe's file, with weights as `zoo.load` takes them; or the folder of a SavedModel."""
+    """A name of the zoo or a recipe's file, with weights as `zoo.load` takes them; or the folder of a SavedModel.
+
+    sha256: of what these are now.
+    """
 
     name: str
     weights: str = "pretrained"
+    sha256: str = ""
 
     @property
     def is_export(self) -> bool:
         return Path(self.name).is_dir()
 
     def load(self) -> Any:
-        if self.is_export:
-            from keras_seg import export
+        """The model; a process keeps the last one, so that a local run has what it was started with."""
+        return _load(self)
 
-            return export.load(self.name)
-        from keras_seg import zoo
 
-        return zoo.load(self.name, self.weights)
+@functools.lru_cache(maxsize=1)
+def _load(source: ModelSource) -> Any:
+    if source.is_export:
+        from keras_seg import export
+
+        return export.load(source.name)
+    from keras_seg import zoo
+
+    return zoo.load(source.name, source.weights)
 
 
 class SegmentHandler(ModelHandler[Unit, Outcome, Any]):

@@ -76,18 +76,19 @@ def run(
         ModuleNotFoundError: without Apache Beam: pip install 'keras_seg[beam]'.
         FileNotFoundError: no such model or images. ValueError: a wrong option, or an output folder of another batch.
         BlockingIOError: another run is writing to the folder.
-        OSError: a result cannot be written. Images that cannot be read raise nothing: they are in the summary.
+        OSError: a result cannot be written, or the pipeline failed. Images that cannot be read raise nothing: they are in the summary.
     """
     pipeline = _pipeline_module()
     if shard_size < 1:
         raise ValueError(f"batch: shard_size must be positive, got {shard_size!r}")
     source = pipeline.ModelSource(_absolute_model(model), _absolute_weights(weights))
+    source = dataclasses.replace(source, sha256=_fingerprint(source))
     listed = _listed(images, output)
     folder = Folder(str(Path(output).absolute()))
     work = _work(source, options)
     plan = {
         "keras_seg": _version(),
-        "model": {**dataclasses.asdict(source), "sha256": _fingerprint(source)},
+        "model": dataclasses.asdict(source),
         "options": {**dataclasses.asdict(work), "shard_size": shard_size},
         "images": [dataclasses.asdict(image) for image in listed],
     }
@@ -128,7 +129,7 @@ def _pipeline_module() -> Any:
 
 
 def _listed(images: Any, output: str | Path) -> list[Image]:
-    files = [path.absolute() for path in image_files.find(images, outside=output)]
+    files = [path.absolute() for path in image_files.find(images, outside=[Path(output)])]
     root = os.path.commonpath([path.parent for path in files])
     names = image_files.distinct_names(files)
     return [
@@ -202,9 +203,13 @@ def _run_pipeline(
     runner = LOCAL_RUNNER if runner in LOCAL_RUNNERS else runner
     made = beam.Pipeline(runner=runner, options=PipelineOptions(list(pipeline_options)))
     _ = made | "Shards" >> beam.Create(shards) | "KerasSeg" >> pipeline.Segment(source, work, folder)
-    with _without_noise():
-        result = made.run()
-        state = result.wait_until_finish()
+    try:
+        with _without_noise():
+            result = made.run()
+            state = result.wait_until_finish()
+    except RuntimeError as error:  # has a worker's whole traceback as its text, what went wrong at its end
+        reason = str(error).strip().splitlines()[-1]
+        raise OSError(f"batch: the pipeline failed: {reason}") from error
     if state not in (None, "DONE"):
         raise OSError(f"batch: the pipeline ended as {state}; start again to go on")
     try:
@@ -215,7 +220,8 @@ def _run_pipeline(
     totals: dict[str, int] = {}
     for counter in own:
         name = counter.key.metric.name
-        totals[name] = totals.get(name, 0) + counter.result
+        if counter.result is not None:  # a runner need not know them
+            totals[name] = totals.get(name, 0) + counter.result
     return {name: totals[name] for name in sorted(totals) if not name.startswith("num_inferences")}
 
 
