@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_seg.weights.files import replacing
+from keras_seg.weights.files import add_array, replacing
 
 STATE = "state.json"
 
@@ -22,10 +22,9 @@ def save(path: str | Path, model: keras.Model, state: dict[str, Any]) -> None:
     variables = _named_variables(model)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(STATE, json.dumps({**state, "variables": list(variables)}))
+        archive.writestr(zipfile.ZipInfo(STATE), json.dumps({**state, "variables": list(variables)}))
         for name, variable in variables.items():
-            with archive.open(_entry(name), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(variable), allow_pickle=False)
+            add_array(archive, _entry(name), np.asarray(variable))
 
 
 def restore(path: str | Path, model: keras.Model) -> dict[str, Any]:

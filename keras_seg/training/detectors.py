@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +18,7 @@ from keras_seg.data.detection_geometry import DetectionAugmentation
 from keras_seg.data.proposals import Proposals
 from keras_seg.metrics import coco_data
 from keras_seg.models import MaskRCNN
-from keras_seg.recipe import Recipe
+from keras_seg.recipe import CocoData, Recipe, Training
 from keras_seg.training.plan import Plan
 
 PICTURES = 4  # images of the validation that are drawn
@@ -36,7 +36,7 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
         ValueError: malformed annotations, other classes or keypoints than the model's, an unknown training option,
             proposals for other annotations.
     """
-    block, training, root = recipe.data, recipe.training, Path(data)
+    block, training, root = cast(CocoData, recipe.data), cast(Training, recipe.training), Path(data)
     decay = training.optimizer.weight_decay if training.optimizer.name == "sgd" else 0.0
     options = {"weight_decay": decay, **training.detector}
     model.configure_training(**options)
@@ -59,7 +59,7 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
         )  # fmt: skip
 
     evaluate = pictures = None
-    if block.validation_annotations:
+    if block.validation_annotations and block.validation_images:
         annotations, images = root / block.validation_annotations, root / block.validation_images
         judged_on = _source(
             model, block.validation_annotations, block.validation_images, root, keep_empty=True
@@ -177,5 +177,9 @@ def _source(model: MaskRCNN, annotations: str, images: str, root: Path, *, keep_
 def _batches(model: MaskRCNN, recipe: Recipe, source: CocoSource, **options: Any) -> tf.data.Dataset:
     masks, keypoints = model.masks, bool(model.keypoints)
     return detection_dataset(
-        source, masks=masks, keypoints=keypoints, value_range=recipe.data.value_range, **options
+        source,
+        masks=masks,
+        keypoints=keypoints,
+        value_range=cast(CocoData, recipe.data).value_range,
+        **options,
     )

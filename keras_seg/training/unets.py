@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import tensorflow as tf
 
 from keras_seg.data.augment import Augmentation
 from keras_seg.data.cell_tracking import read as read_cell_tracking
@@ -19,9 +20,11 @@ from keras_seg.metrics import cell_tracking as cell_tracking_metrics
 from keras_seg.metrics import isbi as isbi_metrics
 from keras_seg.metrics.iou import mean_iou
 from keras_seg.models import UNet
-from keras_seg.recipe import Recipe
-from keras_seg.segment import instances, segment
+from keras_seg.recipe import CellTrackingData, FolderData, IsbiData, Recipe, Training
+from keras_seg.segment import instances, segment_unet
 from keras_seg.training.plan import Plan
+
+TileData = IsbiData | CellTrackingData | FolderData
 
 
 def plan(
@@ -32,22 +35,23 @@ def plan(
     training, validation = read_samples(recipe, data)
     if all_data:
         training, validation = training + validation, []
-    tile = recipe.data.tile
+    block, run = cast(TileData, recipe.data), cast(Training, recipe.training)
+    tile = block.tile
     names = [sample.name for sample in training]
 
-    def tiles(augment: Augmentation, start: int = 0, shard: tuple[int, int] = (0, 1)):
+    def tiles(augment: Augmentation, start: int = 0, shard: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
         return tile_dataset(
             training,
             tile=tile,
             output_tile=model.output_size(tile),
-            batch_size=recipe.data.batch_size,
+            batch_size=block.batch_size,
             augment=augment,
-            seed=recipe.training.seed,
+            seed=run.seed,
             start=start,
             shard=shard,
         )
 
-    varied = Augmentation(**recipe.data.augmentation.model_dump())
+    varied = Augmentation(**block.augmentation.model_dump())
     turned = Augmentation(elastic_sigma=0.0, rotation="right_angles", brightness=0.0, contrast=0.0)
 
     def sources(batch: dict[str, Any]) -> list[str]:
@@ -64,23 +68,24 @@ def plan(
 
 def read_samples(recipe: Recipe, data: str | Path) -> tuple[list[Sample], list[Sample]]:
     """The images to train on and those to validate with, as the recipe's `data:` block says; ValueError without one."""
-    block, root = recipe.data, Path(data)
+    block, root = cast("TileData | None", recipe.data), Path(data)
     if block is None:
         raise ValueError(
             f"{recipe.name}: its recipe has no data and training blocks, so it cannot be trained or scored"
         )
-    options = {**block.weight_map.model_dump(), "value_range": block.value_range}
+    options: dict[str, Any] = {**block.weight_map.model_dump(), "value_range": block.value_range}
+    parts: tuple[tuple, tuple]
     if block.reader == "isbi":
         parts = block.train_slices, block.validation_slices
         options["membrane_edge_weight"] = block.membrane_edge_weight
 
-        def read(slices):
-            return read_isbi(root / block.volume, root / block.labels, slices=slices, **options)
+        def read(part: tuple) -> list[Sample]:
+            return read_isbi(root / block.volume, root / block.labels, slices=part, **options)
     elif block.reader == "cell_tracking":
         parts = block.train_sequences, block.validation_sequences
 
-        def read(sequences):
-            return read_cell_tracking(root, sequences, border=block.border, **options)
+        def read(part: tuple) -> list[Sample]:
+            return read_cell_tracking(root, part, border=block.border, **options)
     else:
         if len(block.classes) != recipe.model.classes:
             raise ValueError(
@@ -92,8 +97,8 @@ def read_samples(recipe: Recipe, data: str | Path) -> tuple[list[Sample], list[S
         )
         options |= {key: getattr(block, key) for key in ("classes", "mask_suffix", "ignore_value")}
 
-        def read(folders):
-            return read_folder(*(root / folder for folder in folders), **options)
+        def read(part: tuple) -> list[Sample]:
+            return read_folder(*(root / folder for folder in part), **options)
 
     training, validation = parts
     return read(training), read(validation) if validation else []
@@ -115,14 +120,15 @@ def evaluate(
     rotations: how many versions of each image are averaged. probabilities: what the model gives for the images, float32
     [H, W, K] each; None: they are computed.
     """
+    reader = cast(TileData, recipe.data).reader
     figures = {"val_loss": _loss(model, recipe, samples)}
     if probabilities is None:
         probabilities = predict(model, samples, rotations=rotations)
-    if recipe.data.reader == "isbi":
+    if reader == "isbi":
         interior = np.stack([probability[..., 1] for probability in probabilities])
         scores = isbi_metrics.evaluate(interior, np.stack([sample.label for sample in samples]), metrics)
         figures |= {name: scores[name] for name in metrics}
-    elif recipe.data.reader == "cell_tracking":
+    elif reader == "cell_tracking":
         found = [instances(probability[..., 1]) for probability in probabilities]
         figures["seg"] = cell_tracking_metrics.seg(found, [np.maximum(s.instances, 0) for s in samples])[
             "SEG"
@@ -136,14 +142,14 @@ def evaluate(
 def predict(model: UNet, samples: Sequence[Sample], *, rotations: int = 1) -> list[np.ndarray]:
     """Class probabilities of each image, float32 [H, W, K], with a progress bar. rotations: as of `evaluate`."""
     return [
-        segment(model, sample.image, rotations=rotations, progress=False)
+        segment_unet(model, sample.image, rotations=rotations, progress=False)
         for sample in track(samples, "segmenting")
     ]
 
 
 def _loss(model: UNet, recipe: Recipe, samples: list[Sample]) -> float:
     """The mean loss on centred tiles without augmentation."""
-    tile = recipe.data.tile
+    tile = cast(TileData, recipe.data).tile
     batches = tile_dataset(
         samples, tile=tile, output_tile=model.output_size(tile), augment=False, repeat=False, batch_size=1
     )

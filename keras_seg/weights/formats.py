@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_seg.weights import detectron2, garden, matterport, torchvision
 from keras_seg.weights.download import cache_folder, fetch, kept, locked, pinned
+from keras_seg.weights.files import add_array
 
 if TYPE_CHECKING:
     from keras_seg.recipe_models import Published
@@ -71,8 +72,9 @@ def read_published(published: Published) -> dict[str, np.ndarray]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with kept(path) as temporary:
-        np.savez(temporary, **arrays)
+    with kept(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            add_array(archive, f"{name}.npy", array)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
