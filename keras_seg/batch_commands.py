@@ -110,8 +110,8 @@ def batch(
 ) -> None:
     """Segment a folder of images on one machine or many: COCO JSON from a detector, label tiles from a U-Net.
 
-    Started again, it goes on: what is done stays, what failed is tried again. The exit status is 1 if an image failed; the
-    others are done all the same.
+    Started again, it goes on: what is done stays, what failed is tried again. The exit status is 1 if an image failed;
+    the others are done all the same.
     """
     from keras_seg import batch as batches
 
@@ -120,8 +120,8 @@ def batch(
     given = {
         "score_threshold": score_threshold, "max_detections": max_detections, "classes": classes or None,
         "batch_size": batch_size, "tile_side": tile_side, "overlap": overlap, "labels": labels or None, "tile": tile,
-        "rotations": rotations, "value_range": value_range, "probabilities": probabilities or None, "join": join or None,
-        "precision": precision,
+        "rotations": rotations, "value_range": value_range, "probabilities": probabilities or None,
+        "join": join or None, "precision": precision,
     }  # fmt: skip
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if runner is not None:

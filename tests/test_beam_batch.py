@@ -61,7 +61,7 @@ def test_a_detector_finds_what_segment_finds(nuclei, wells, tmp_path):
 
     summary = batch.run(NUCLEI, wells, tmp_path / "out", shard_size=2, max_detections=400, labels=True)
     assert (summary.images, summary.failed) == (3, [])
-    found = list(batch.annotations(tmp_path / "out"))
+    found = list(batch.results(tmp_path / "out"))
     singly = [keras_seg.segment(nuclei, path, max_detections=400) for path in wells]
     expected = [one for k, instances in enumerate(singly, start=1) for one in instances.to_coco(k)]
     assert [
@@ -79,8 +79,8 @@ def test_a_detector_finds_what_segment_finds(nuclei, wells, tmp_path):
 
 
 def test_a_large_image_in_tiles_has_the_objects_of_the_whole(nuclei, shared, tmp_path):
-    """One image, found whole and in overlapping tiles: nine of ten nuclei are the same by half of their area or more. The model
-    normalises by groups, over a tile's pixels, so that no two views are quite the same."""
+    """One image, found whole and in overlapping tiles: nine of ten nuclei are the same by half of their area or more.
+    The model normalises by groups, over a tile's pixels, so that no two views are quite the same."""
     files = sorted((shared / "data/nuclei/val").glob("*.png"))
     path = next(path for path in files if min(Image.open(path).size) >= 500)
     options = {"max_detections": 400, "tile_side": 320, "overlap": 64}
@@ -195,7 +195,7 @@ def test_an_exported_detector(nuclei, wells, tmp_path, monkeypatch):
     monkeypatch.setattr(keras_seg.export, "load", lambda path: Exported())
     batch.run(tmp_path / "model", wells[:1], tmp_path / "out", classes=["nucleus"])
     expected = keras_seg.segment(nuclei, wells[0]).to_coco(1)
-    found = list(batch.annotations(tmp_path / "out"))
+    found = list(batch.results(tmp_path / "out"))
     assert [
         {key: one[key] for key in wanted} for one, wanted in zip(found, expected, strict=True)
     ] == expected
@@ -248,12 +248,12 @@ def test_bad_images_are_named_and_the_others_done(wells, tmp_path):
     assert "truncated or damaged" in summary.failed[0]["error"]
     assert summary.counters["failures"] == 1
     assert str(summary) == f"{tmp_path / 'out'}: 2 of 3 images; 1 failed, see {tmp_path / 'out/errors'}"
-    assert {one["image_id"] for one in batch.annotations(tmp_path / "out")} == {1, 3}
+    assert {one["image_id"] for one in batch.results(tmp_path / "out")} == {1, 3}
     # mended and started again: what failed is done
     (images / "1.png").write_bytes(wells[1].read_bytes())
     summary = batch.run(NUCLEI, images, tmp_path / "out", shard_size=3)
     assert summary.failed == []
-    assert {one["image_id"] for one in batch.annotations(tmp_path / "out")} == {1, 2, 3}
+    assert {one["image_id"] for one in batch.results(tmp_path / "out")} == {1, 2, 3}
     assert not list((tmp_path / "out/errors").iterdir())
 
 
@@ -316,7 +316,7 @@ def test_a_full_disk_stops_it_and_it_goes_on_later(wells, tmp_path, monkeypatch)
     assert {path for path in contents(tmp_path / "out") if not path.startswith(".")} == {"batch.json"}
     monkeypatch.undo()
     assert not batch.run(NUCLEI, wells[:1], tmp_path / "out").failed
-    assert list(batch.annotations(tmp_path / "out"))
+    assert list(batch.results(tmp_path / "out"))
 
 
 def test_another_batch_in_the_folder(wells, tmp_path):
@@ -371,7 +371,7 @@ def test_no_such_images(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         batch.run(NUCLEI, tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="not the output folder of a batch"):
-        next(batch.annotations(tmp_path))
+        next(batch.results(tmp_path))
 
 
 # -- the command -----------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_command(run, wells, tmp_path):
     assert status == 1
     assert printed.splitlines()[0].startswith(f"{out}: 2 of 3 images; 1 failed")
     assert "bad.png: not an image" in printed
-    assert min(one["score"] for one in batch.annotations(out)) >= 0.7
+    assert min(one["score"] for one in batch.results(out)) >= 0.7
     status, printed, _ = run(
         "batch", NUCLEI, *wells[:2], tmp_path / "bad.png", "-o", out, "--score-threshold", 0.7, "--json"
     )

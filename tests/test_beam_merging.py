@@ -1,4 +1,4 @@
-"""Objects of overlapping tiles joined: with a detector that sees every tile as it is, the objects of the image come back."""
+"""Objects of overlapping tiles joined: if each tile is seen as it is, the objects of the image come back."""
 
 from __future__ import annotations
 

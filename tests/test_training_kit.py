@@ -156,10 +156,12 @@ def test_two_workers_train_by_the_script(tmp_path):
         "model": {"builder": "unet", "input_channels": 1, "depth": 1, "base_channels": 4, "padding": "same"},
         "data": {
             "reader": "folder", "classes": {"ground": 0, "cell": 255}, "tile": 32, "batch_size": 2,
-            "train_images": "images", "train_masks": "masks", "validation_images": "images", "validation_masks": "masks",
+            "train_images": "images", "train_masks": "masks",
+            "validation_images": "images", "validation_masks": "masks",
         },
         "training": {
-            "steps": 4, "evaluate_every": 4, "checkpoint_every": 2, "optimizer": {"name": "adam", "learning_rate": 1e-3},
+            "steps": 4, "evaluate_every": 4, "checkpoint_every": 2,
+            "optimizer": {"name": "adam", "learning_rate": 1e-3},
             "select": {"metric": "mean_iou", "mode": "max"},
         },
     }  # fmt: skip

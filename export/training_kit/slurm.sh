@@ -1,10 +1,11 @@
 #!/bin/bash
-# One training run on several nodes of a Slurm cluster, gone on with after a preemption, a lost node or the end of its time.
+# One training run on several nodes of a Slurm cluster. After a preemption, a lost node or the end of its time it goes
+# on from the last checkpoint.
 #
 #   sbatch --nodes=4 export/training_kit/slurm.sh maskrcnn_nuclei --data /shared/nuclei --output /shared/runs/nuclei
 #
-# The arguments are those of `keras-seg train`; --resume is added. The data and the output folder lie where all nodes see
-# them. Python's environment: activate it before sbatch, or give its path, sbatch --export=ALL,VENV=/shared/venv ...
+# The arguments are those of `keras-seg train`; --resume is added. The data and the output folder lie where all nodes
+# see them. Python's environment: activate it before sbatch, or give its path, sbatch --export=ALL,VENV=/shared/venv ...
 #
 #SBATCH --job-name=keras_seg
 #SBATCH --nodes=2
@@ -42,8 +43,8 @@ requeue() {
 }
 trap requeue USR1
 
-# Tasks are numbered node by node, as the workers are above. If one ends in an error, the others are ended too. srun asks anew
-# for a task's processors.
+# Tasks are numbered node by node, as the workers are above. If one ends in an error, the others are ended too.
+# srun wants to be told a task's processors again.
 # shellcheck disable=SC2016  # the variables are the task's
 srun --distribution=block --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c '
   export TF_CONFIG="{\"cluster\": {\"worker\": [$CLUSTER]}, \"task\": {\"type\": \"worker\", \"index\": $SLURM_PROCID}}"

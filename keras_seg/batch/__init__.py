@@ -3,6 +3,6 @@
 keras_seg.batch.run("maskrcnn_nuclei", "plates/", "results/")
 """
 
-from keras_seg.batch.running import Summary, annotations, run
+from keras_seg.batch.running import Summary, results, run
 
-__all__ = ["Summary", "annotations", "run"]
+__all__ = ["Summary", "results", "run"]

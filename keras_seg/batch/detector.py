@@ -81,7 +81,7 @@ class DetectorWork:
             if max(height, width) <= self.tile_side:
                 small.append(image)
                 continue
-            merging = self._merging(image, (height, width))
+            merging = self._merging(image, (height, width), self.tile_side)
             if not folder.has(merging.result):
                 yield merging
                 yield from merging.tiles
@@ -112,14 +112,14 @@ class DetectorWork:
         """What COCO's keypoints are less than ours (`Instances.to_coco`)."""
         return 0.0 if self.convention == "torchvision" else PIXEL_CENTRE
 
-    def _merging(self, image: Image, size: tuple[int, int]) -> Merging:
+    def _merging(self, image: Image, size: tuple[int, int], side: int) -> Merging:
         tiles = tuple(
             DetectorTile(image, window, f"tiles/{image.name}/y{window[0]:06d}_x{window[1]:06d}.json")
-            for window in windows(size, self.tile_side, self.overlap)
+            for window in windows(size, side, self.overlap)
         )
         return Merging(image, size, tiles, f"detections/image-{image.id:06d}.json")
 
-    def _find(self, model: MaskRCNN | Exported, images: Any) -> Any:
+    def _find(self, model: Any, images: Any) -> Any:
         return detect(model, images, **self.options) if hasattr(model, "short_side") else model.segment(
             images, **self.options
         )  # fmt: skip
@@ -173,7 +173,7 @@ class DetectorWork:
 
 
 def detector_work(
-    model: MaskRCNN | Exported,
+    model: Any,
     *,
     score_threshold: float = 0.5,
     max_detections: int = 100,
@@ -184,12 +184,13 @@ def detector_work(
     overlap: int = 128,
     labels: bool = False,
 ) -> DetectorWork:
-    """The work of a detector.
+    """The work of a detector, a `models.mask_rcnn` or one that `export.load` gives.
 
     score_threshold, max_detections, classes, batch_size, precision: as `detect` takes them; max_detections is of a tile
-    where there are tiles. An exported model has no batch_size and precision. tile_side: cut images with a longer side into
-    tiles of so many pixels; None: every image is seen whole. overlap: pixels that two tiles share at least, more than the
-    largest objects measure if no object is to be put together out of parts. labels: write label images too; not with tiles.
+    where there are tiles. An exported model has no batch_size and precision. tile_side: cut images with a longer side
+    into tiles of so many pixels; None: every image is seen whole. overlap: pixels that two tiles share at least, more
+    than the largest objects measure if no object is to be put together out of parts. labels: write label images too;
+    not with tiles.
 
     ValueError: an option outside its range.
     """
@@ -217,11 +218,11 @@ def detector_work(
     return DetectorWork(tuple(names), model.convention, options, tile_side, overlap, labels)
 
 
-def _class_count(model: MaskRCNN | Exported) -> int:
+def _class_count(model: Any) -> int:
     return model.classes if hasattr(model, "classes") else model.about["classes"]
 
 
-def _has_masks(model: MaskRCNN | Exported) -> bool:
+def _has_masks(model: Any) -> bool:
     return bool(model.about["masks"]) if hasattr(model, "about") else "mask_head" in model.parts
 
 

@@ -66,7 +66,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a unit of work. key: its name. files: (path relative to the folder, contents). counts: for counters."""
+    """What came of a unit of work. key: its name. files: (path in the folder, contents). counts: for counters."""
 
     key: str
     files: tuple[tuple[str, bytes], ...] = ()
@@ -161,7 +161,8 @@ class Folder:
                 self.write(PLAN, to_json(wanted))
             elif there != wanted:
                 raise ValueError(
-                    f"{folder}: was begun with other settings: {_difference(there, wanted)}. Give another folder, or delete it"
+                    f"{folder}: was begun with other settings: {_difference(there, wanted)}. Give another folder, or "
+                    "delete it"
                 )
             yield
 

@@ -1,9 +1,9 @@
 """Objects found in overlapping tiles, joined to those of the whole image.
 
-An object near a tile's inner border is seen by several tiles, by some of them in part. Two of them agree on it if, in the
-strip that both see, its masks (boxes, of a detector without masks) overlap by half of their union. Of what agrees, the view
-is taken that no border cuts; where all are cut, their union. An object is missed or doubled only where the tiles' views
-differ by more than that.
+An object near a tile's inner border is seen by several tiles, by some of them in part. Two of them agree on it if, in
+the strip that both see, its masks (boxes, of a detector without masks) overlap by half of their union. Of what agrees,
+the view is taken that no border cuts; where all are cut, their union. A part that another tile shows with all that lies
+around it does not count: that tile knows better.
 
 y, x, h, w: pixels of the whole image; a window is (top, left, bottom, right).
 """
@@ -28,8 +28,8 @@ Window = tuple[int, int, int, int]
 class Found:
     """An object that a tile shows.
 
-    box: x1, y1, x2, y2. mask: bool [h, w] with its upper left corner at `corner` (y, x); None of a detector without masks.
-    keypoints: float [K, 3] of x, y, score, or None.
+    box: x1, y1, x2, y2. mask: bool [h, w] with its upper left corner at `corner` (y, x); None of a detector without
+    masks. keypoints: float [K, 3] of x, y, score, or None.
     """
 
     box: tuple[float, float, float, float]
@@ -107,7 +107,8 @@ def _agreeing(
 ) -> list[tuple[int, int]]:
     """Pairs (k, j) of objects of two tiles, each in one pair at most, the best overlaps first. kept: which count."""
     (a_window, a_found), (b_window, b_found) = a, b
-    strip = _intersection(a_window, b_window)
+    if (strip := _intersection(a_window, b_window)) is None:
+        return []
     near = [
         [k for k in chosen if _meets(found[k].box, strip)]
         for found, chosen in zip((a_found, b_found), kept, strict=True)
@@ -134,24 +135,22 @@ def _overlap(a: Found, b: Found, strip: Window) -> float:
         common = _area(_clipped(first, (second[1], second[0], second[3], second[2])))
         union = _area(first) + _area(second) - common
         return common / union if union > 0 else 0.0
-    extents = [
-        (y, x, y + found.mask.shape[0], x + found.mask.shape[1])
-        for found in (a, b)
-        for y, x in [found.corner]
-    ]
+    masks = (a.mask, a.corner), (b.mask, b.corner)
+    extents = [(y, x, y + mask.shape[0], x + mask.shape[1]) for mask, (y, x) in masks]
     both = _intersection(*extents)
     both = both and _intersection(both, strip)
-    common = int((_part(a, both) & _part(b, both)).sum()) if both else 0
-    if not common:
+    if both is None:
         return 0.0
-    counts = [int(_part(found, strip).sum()) for found in (a, b)]
-    return common / (sum(counts) - common)
+    first_part, second_part = (_part(mask, corner, both) for mask, corner in masks)
+    common = int((first_part & second_part).sum())
+    counts = [int(_part(mask, corner, strip).sum()) for mask, corner in masks]
+    return common / (sum(counts) - common) if common else 0.0
 
 
-def _part(found: Found, window: Window) -> np.ndarray:
+def _part(mask: np.ndarray, corner: tuple[int, int], window: Window) -> np.ndarray:
     """What of a mask lies in the window, a view."""
-    (y, x), (top, left, bottom, right) = found.corner, window
-    return found.mask[max(top - y, 0) : max(bottom - y, 0), max(left - x, 0) : max(right - x, 0)]
+    (y, x), (top, left, bottom, right) = corner, window
+    return mask[max(top - y, 0) : max(bottom - y, 0), max(left - x, 0) : max(right - x, 0)]
 
 
 def _union(views: Sequence[Found], best: Found) -> Found:
@@ -159,13 +158,12 @@ def _union(views: Sequence[Found], best: Found) -> Found:
     box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
     if best.mask is None:
         return replace(best, box=box)
-    corners = np.array([found.corner for found in views])
-    top, left = corners.min(axis=0).tolist()
-    bottom, right = (corners + [found.mask.shape for found in views]).max(axis=0).tolist()
+    masks = [(found.mask, found.corner) for found in views if found.mask is not None]
+    top, left = (min(corner[axis] for _, corner in masks) for axis in (0, 1))
+    bottom, right = (max(corner[axis] + mask.shape[axis] for mask, corner in masks) for axis in (0, 1))
     mask = np.zeros((bottom - top, right - left), bool)
-    for found in views:
-        y, x = found.corner[0] - top, found.corner[1] - left
-        mask[y : y + found.mask.shape[0], x : x + found.mask.shape[1]] |= found.mask
+    for part, (y, x) in masks:
+        mask[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] |= part
     return replace(best, box=box, corner=(top, left), mask=mask)
 
 

@@ -63,7 +63,8 @@ class SegmentHandler(ModelHandler[Unit, Outcome, Any]):
 
     def __init__(self, source: ModelSource, work: UNetWork | DetectorWork, folder: Folder) -> None:
         super().__init__(min_batch_size=1, max_batch_size=1)
-        self._source, self._work, self._folder = source, work, folder
+        self._source, self._folder = source, folder
+        self._work: Any = work  # which makes its own kind of units
 
     def load_model(self) -> Any:
         return self._source.load()

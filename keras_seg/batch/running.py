@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from keras_seg.batch.folder import Folder, Image, Shard
 if TYPE_CHECKING:
     from keras_seg.batch.pipeline import ModelSource
 
-__all__ = ["Summary", "annotations", "run"]
+__all__ = ["Summary", "results", "run"]
 
 # Beam's own DirectRunner may fetch another runner's program first; this is what it falls back to.
 LOCAL_RUNNER = "FnApiRunner"
@@ -64,8 +64,9 @@ def run(
 
     Args:
         model: a name of the zoo, a recipe's YAML file, or the folder of a SavedModel that `export.saved_model` wrote.
-        images: folders, files or patterns, as `image_files.find` takes them. Workers read them at the same absolute paths.
-        output: folder for the results, new or of the same batch; the same for all workers (`batch.folder` says what is in it).
+        images: folders, files or patterns, as `image_files.find` takes them. Workers read them at the same paths.
+        output: folder for the results, new or of the same batch, the same for all workers. `batch.folder` says what
+            is in it.
         weights: as `zoo.load` takes them.
         shard_size: images that a detector's JSON file holds, which are done again if a worker dies among them.
         runner: a name that Beam knows. pipeline_options: Beam's, as on its command line, "--direct_num_workers=4" say.
@@ -76,7 +77,8 @@ def run(
         ModuleNotFoundError: without Apache Beam: pip install 'keras_seg[beam]'.
         FileNotFoundError: no such model or images. ValueError: a wrong option, or an output folder of another batch.
         BlockingIOError: another run is writing to the folder.
-        OSError: a result cannot be written, or the pipeline failed. Images that cannot be read raise nothing: they are in the summary.
+        OSError: a result cannot be written, or the pipeline failed. Images that cannot be read raise nothing: they
+            are in the summary.
     """
     pipeline = _pipeline_module()
     if shard_size < 1:
@@ -107,7 +109,7 @@ def run(
     return Summary(Path(output), len(listed), failed, counters)
 
 
-def annotations(output: str | Path) -> Iterator[dict[str, Any]]:
+def results(output: str | Path) -> Iterator[dict[str, Any]]:
     """What a detector's batch found, as COCO annotations with scores, shard by shard: results for `metrics.coco`.
 
     FileNotFoundError: no folder of a batch.
@@ -140,14 +142,15 @@ def _listed(images: Any, output: str | Path) -> list[Image]:
 
 def _work(source: ModelSource, options: dict[str, Any]) -> Any:
     model = source.load()
+    work: Callable[..., Any]
     if hasattr(model, "legal_sizes") or (source.is_export and not model.is_detector):
-        from keras_seg.batch.unet import unet_work as work
+        from keras_seg.batch.unet import unet_work
 
-        kind = "U-Net"
+        kind, work = "U-Net", unet_work
     else:
-        from keras_seg.batch.detector import detector_work as work
+        from keras_seg.batch.detector import detector_work
 
-        kind = "detector"
+        kind, work = "detector", detector_work
     known = [name for name in inspect.signature(work).parameters if name != "model"]
     if foreign := [name for name in options if name not in known]:
         raise ValueError(

@@ -62,15 +62,15 @@ class UNetWork:
     """How the images are segmented; `unet_work` checks and completes it.
 
     tile, multiple: the largest side of an output tile, and where tiles may start; None: pages are computed whole.
-    probabilities: write float32 [h, w, K] instead of the most probable class, uint8 [h, w]. join: also write each image's
-    tiles as one file.
+    probabilities: write float32 [h, w, K] instead of the most probable class, uint8 [h, w]. join: also write each
+    image's tiles as one file.
     """
 
     class_names: tuple[str, ...]
     channels: int
     tile: int | None
     multiple: int | None
-    rotations: int | None
+    rotations: int
     value_range: tuple[float, float] | None
     precision: str
     probabilities: bool
@@ -133,7 +133,7 @@ class UNetWork:
 
     def _tiles(self, image: Image, shape: tuple[int, int, int]) -> Iterator[Tile]:
         pages, *size = shape
-        if self.tile is None:
+        if self.tile is None or self.multiple is None:
             side, (rows, columns) = None, ([(0, length)] for length in size)
         else:
             (height, rows), (width, columns) = (
@@ -148,15 +148,16 @@ class UNetWork:
                     result = f"labels/{image.name}{place}.tif"
                     yield Tile(image, page, (top, bottom), (left, right), side, result)
 
-    def _probabilities(self, model: UNet | Exported, tile: Tile) -> np.ndarray:
+    def _probabilities(self, model: Any, tile: Tile) -> np.ndarray:
         """float32 [h, w, K] of the rows and columns of the tile."""
-        page = open_stack(tile.image.path, self.channels)[tile.page]
+        page: Any = open_stack(tile.image.path, self.channels)[tile.page]
         if tile.side is None:
             whole = np.ascontiguousarray(page[slice(*tile.rows), slice(*tile.columns)])
             options = {} if self.value_range is None else {"value_range": self.value_range}
             return model.segment(whole, **options)
+        pages: Any = [page]  # all that is asked of the stack is its pages
         tiles = overlap_tile.Tiles(
-            model, [page], [_extremes(page.dtype, self.value_range)], self.value_range, tile.side, [tile.rows],
+            model, pages, [_extremes(page.dtype, self.value_range)], self.value_range, tile.side, [tile.rows],
             [tile.columns], self.rotations, 1, self.precision,
         )  # fmt: skip
         [(_, _, _, probabilities)] = tiles.predict()
@@ -164,7 +165,7 @@ class UNetWork:
 
 
 def unet_work(
-    model: UNet | Exported,
+    model: Any,
     *,
     tile: int | None = None,
     rotations: int | None = None,
@@ -173,12 +174,12 @@ def unet_work(
     probabilities: bool = False,
     join: bool = False,
 ) -> UNetWork:
-    """The work of a U-Net: `tile`, `rotations`, `value_range` and `precision` as `segment_unet` takes them, the others as of
-    `UNetWork`. A tile's default depends on the machine; it is that of the machine which starts the batch.
+    """The work of a U-Net: `tile`, `rotations`, `value_range` and `precision` as `segment_unet` takes them, the others
+    as of `UNetWork`. A tile's default depends on the machine; it is that of the machine which starts the batch.
 
-    An exported model has its own tile, rotations and precision, and computes pages whole. ValueError: other values.
+    model: a U-Net, or one that `export.load` gives. An exported model has its own tile, rotations and precision, and computes pages whole. ValueError: other values.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "value_range": None if value_range is None else tuple(float(value) for value in value_range),
         "precision": precision,
         "probabilities": probabilities,
@@ -191,7 +192,7 @@ def unet_work(
             )
         channels = model.about["recipe"]["model"]["input_channels"]
         names = model.class_names or [f"class {k}" for k in range(model.about["classes"])]
-        return UNetWork(tuple(names), channels, None, None, None, **shared)
+        return UNetWork(tuple(names), channels, None, None, 1, **shared)
     from keras_seg.inference import check_precision
 
     check_precision(precision)
@@ -209,8 +210,8 @@ def unet_work(
     )
     if model.normalization == "group":
         warnings.warn(
-            f"batch: {model.name} has group normalisation, whose statistics are a tile's: in images of several tiles the "
-            "tile matters",
+            f"batch: {model.name} has group normalisation, whose statistics are a tile's: in images of several tiles "
+            "the tile matters",
             stacklevel=2,
         )
     names = model.class_names or [f"class {k}" for k in range(model.classes)]

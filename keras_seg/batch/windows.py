@@ -26,15 +26,17 @@ class TiffWindows:
         shape: (N, H, W, C), C being 1 or 3: alpha is left out.
         dtype: as stored; bilevel pages are uint8 0 and 255.
 
-    `pages[n]` has `shape` (H, W, C) and gives windows: `page[top:bottom, left:right]`, or at positions int [h, 1] and [w],
-    as NumPy indexes an array.
+    `pages[n]` has `shape` (H, W, C) and gives windows: `page[top:bottom, left:right]`, or at positions int [h, 1] and
+    [w], as NumPy indexes an array.
 
-    Raises ValueError for what `data.images.read_stack` refuses too: pages of several sizes or types, palettes, axes that are
-    none of a stack of images. ModuleNotFoundError: compressed or tiled without the package zarr.
+    Raises ValueError for what `data.images.read_stack` refuses too: a file that ends early, pages of several sizes or
+    types, palettes, axes that are none of a stack of images. ModuleNotFoundError: compressed or tiled, without the
+    package zarr.
     """
 
     def __init__(self, path: Path, file: tifffile.TiffFile, *, planes_are_pages: bool) -> None:
-        series, page = file.series[0], file.pages[0]
+        series = file.series[0]
+        page: Any = file.pages[0]
         if len(file.series) > 1:
             raise ValueError(f"{path}: pages of different sizes or types")
         if page.photometric in (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.PALETTE):
