@@ -1,4 +1,4 @@
-"""The wheel carries all that it needs: built, installed outside the checkout, and used there."""
+"""The wheel and the source distribution carry all that they need: built, installed outside the checkout, and used there."""
 
 from __future__ import annotations
 
@@ -52,9 +52,23 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def from_sdist(wheel, tmp_path_factory) -> Path:
+    """The wheel of an unpacked source distribution, built where nothing else lies."""
+    folder = tmp_path_factory.mktemp("sdist")
+    source = wheel.parent / "source"
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, cwd=source)
+    (archive,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, cwd=unpacked)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
 def test_the_wheel_holds_the_code_the_zoo_and_the_licence_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = ("*.py", "native/*.h", "native/*.cc", "native/*.cu")
+    kinds = ("*.py", "py.typed", "native/*.h", "native/*.cc", "native/*.cu")
     code = {
         str(path.relative_to(CHECKOUT)) for kind in kinds for path in (CHECKOUT / "keras_seg").rglob(kind)
     }
@@ -65,11 +79,19 @@ def test_the_wheel_holds_the_code_the_zoo_and_the_licence_and_nothing_else(wheel
     assert names - metadata == code | zoo | PREBUILT
 
 
-def test_a_model_loads_where_only_the_wheel_is_installed(wheel, tmp_path):
+def test_the_source_distribution_gives_the_same_wheel(wheel, from_sdist):
+    one, other = (zipfile.ZipFile(path) for path in (wheel, from_sdist))
+    record = {name for name in one.namelist() if name.endswith(".dist-info/RECORD")}
+    assert set(one.namelist()) == set(other.namelist())
+    for name in set(one.namelist()) - record:
+        assert one.read(name) == other.read(name), name
+
+
+def test_a_model_loads_where_only_the_wheel_is_installed(from_sdist, tmp_path):
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", from_sdist)
     # The dependencies are borrowed from the present environment, which takes no time. A path in a .pth file
     # is only appended to sys.path: .pth files in that folder, an editable install's too, are not read.
     (site_packages,) = environment.glob("lib/python*/site-packages")
