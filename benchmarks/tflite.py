@@ -250,9 +250,8 @@ def report(results: Mapping[str, Any]) -> str:
     about = results["machine"]
     intro = (
         f"{results['date']}, {about['cpu']}, {about['threads']} threads, {' '.join(about['instruction_sets'])}. Milliseconds are "
-        "medians; the ratio is that of float32 in the same rounds. Agreement is with the Keras model on each image as it is; where "
-        "its resized sides are no multiples of 32 (540 px), the files see 4 px of padding that the model knows for such, and group "
-        "normalisation does not."
+        "medians; the ratio is that of float32 in the same rounds. Agreement is with the Keras model on each image as it is, also "
+        "where its resized sides are no multiples of 32 (540 px) and the files' input is padded."
     )
     lines = [intro]
     for name, table in results["tables"].items():
