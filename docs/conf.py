@@ -101,7 +101,7 @@ BENEATH = {
     "docs/measurements": ["benchmarks/README", "benchmarks/results/*"],
     "colab/README": ["docs/tutorials/*"],
     "docs/kits": ["export/*/README", "export/*/*/README", "colab/*/README"],
-    "docs/contributing": ["docs/contributing_*"],
+    "CONTRIBUTING": ["docs/contributing_*"],
     "docs/api": ["docs/api/*"],
 }
 
