@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
-__all__ = ["distinct_names", "find"]
+__all__ = ["distinct_names", "find", "relative_names"]
 
 # What a folder's files must end in to be taken for images.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
@@ -55,6 +56,16 @@ def distinct_names(files: Sequence[Path], taken: Iterable[str] = ()) -> list[str
         occupied.add(name.casefold())
         chosen.append(name)
     return chosen
+
+
+def relative_names(files: Sequence[Path]) -> list[str]:
+    """The files' paths from the deepest folder that holds all of them, with "/" between folders."""
+    paths = [file.resolve() for file in files]
+    try:
+        shared = Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:  # none, or on several drives
+        return [path.as_posix() for path in paths]
+    return [path.relative_to(shared).as_posix() for path in paths]
 
 
 def _candidates(file: Path) -> list[str]:

@@ -103,18 +103,20 @@ def _coco(found: Sequence[Detected | Segmented], source: str) -> dict[str, Any]:
     return {"images": images, "results": results}
 
 
-def join_coco(files: Sequence[Path], categories: Sequence[dict[str, Any]], folder: Path) -> tuple[Path, Path]:
+def join_coco(
+    files: Sequence[Path], names: Sequence[str], categories: Sequence[dict[str, Any]], folder: Path
+) -> tuple[Path, Path]:
     """The "coco" files of several images as two: coco_results.json, a list of results as `pycocotools` loads them,
     and coco_images.json, annotations without objects, that names images and categories. Image ids run from 1 in the
-    order of the files. Returns the two paths."""
+    order of the files; names: of the images. Returns the two paths."""
     images: list[dict[str, Any]] = []
     results, listing = folder / "coco_results.json", folder / "coco_images.json"
     with replacing(results) as temporary, temporary.open("w") as stream:
         first = True
-        for file in files:
+        for file, name in zip(files, names, strict=True):
             part = json.loads(file.read_text())
             before = len(images)
-            images += [{**image, "id": before + image["id"]} for image in part["images"]]
+            images += [{**image, "id": before + image["id"], "file_name": name} for image in part["images"]]
             for one in part["results"]:
                 stream.write(
                     ("[" if first else ",\n") + json.dumps({**one, "image_id": before + one["image_id"]})

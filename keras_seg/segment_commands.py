@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -54,16 +54,16 @@ def segment(
             "--output",
             "-o",
             help="A folder; or, of one image, a file. U-Net: .npy with the probabilities of every class, .tif or .png "
-            "with those of one. Detector: .png or .jpg with the objects drawn, .tif with their numbers. Both: .json with COCO "
-            "results, .zip with regions for ImageJ.",
+            "with those of one. Detector: .png or .jpg with the objects drawn, .tif with their numbers. Both: .json with "
+            "COCO results, .zip with regions for ImageJ.",
         ),
     ],
     save: Annotated[
         str | None,
         typer.Option(
             metavar="KINDS",
-            help="What to keep in the folder, separated by commas: overlay (PNG), labels (TIFF), coco (JSON), rois (ImageJ), "
-            "probabilities (U-Net, TIFF). Else overlay,labels and for detectors coco.",
+            help="What to keep in the folder, separated by commas: overlay (PNG), labels (TIFF), coco (JSON), rois "
+            "(ImageJ), probabilities (U-Net, TIFF). Else overlay,labels and for detectors coco.",
         ),
     ] = None,
     weights: WeightsFile = "pretrained",
@@ -181,7 +181,7 @@ def _write_one(model: UNet | MaskRCNN, file: Path, output: Path, options: dict[s
         rois.require_roifile()
     if hasattr(model, "legal_sizes") and ending not in (".json", ".zip"):
         given = {key: options[key] for key in ("tile", "rotations", "value_range", "precision")}
-        probabilities = cast("np.ndarray", keras_seg.segment(model, file, **given))
+        probabilities = keras_seg.segment(model, file, **given)
         _write_probabilities(output, probabilities, options["class_index"])
         shape = list(probabilities.shape)
         return {

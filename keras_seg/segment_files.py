@@ -1,6 +1,6 @@
 """Many image files in, results in a folder out: what `keras-seg segment` does with a folder as output.
 
-A batch that was stopped goes on where it was: `JOURNAL` has the model, the options and a line for each image that is done.
+A batch that was stopped goes on where it was: `JOURNAL` has the model, the options and a line for each image done.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def segment_files(
     batch.images = [done[file] for file in files if file in done]
     if "coco" in kinds:
         parts = [path for image in batch.images for path in batch.files(image)["coco"]]
-        result_files.join_coco(parts, _categories(model, class_index), folder)
+        sources = image_files.relative_names([Path(image.file) for image in batch.images])
+        result_files.join_coco(parts, sources, _categories(model, class_index), folder)
     return batch
 
 
@@ -194,10 +195,13 @@ class _Journal:
 
     def names(self, files: Sequence[Path]) -> dict[Path, str]:
         """A name for each file: the one that it had, or a new one."""
-        new = [file for file in files if _key(file) not in self.done]
-        made = image_files.distinct_names(new, [one.name for one in self.done.values()])
+        keys = {_key(file) for file in files}
+        # made for all, so that a batch that goes on has the names of one that was never stopped
+        made = image_files.distinct_names(
+            files, [one.name for key, one in self.done.items() if key not in keys]
+        )
         known = {file: self.done[_key(file)].name for file in files if _key(file) in self.done}
-        return known | dict(zip(new, made, strict=True))
+        return dict(zip(files, made, strict=True)) | known
 
     def add(self, one: Done) -> None:
         self.done[one.file] = one

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_seg.image_files import distinct_names, find
+from keras_seg.image_files import distinct_names, find, relative_names
 
 
 @pytest.fixture
@@ -78,6 +78,11 @@ def test_no_inputs():
 )
 def test_distinct_names(files, names):
     assert distinct_names([Path(file) for file in files]) == names
+
+
+def test_relative_names():
+    assert relative_names([Path("x/a/1.png"), Path("x/b/c/2.png")]) == ["a/1.png", "b/c/2.png"]
+    assert relative_names([Path("x/a/1.png")]) == ["1.png"] and relative_names([]) == []
 
 
 def test_names_that_are_taken():
