@@ -17,7 +17,7 @@ from PIL import Image
 
 import keras_seg
 
-pytest.importorskip("apache_beam", reason="needs apache-beam: pip install 'keras_seg[beam]'")
+pytest.importorskip("apache_beam", reason="needs Apache Beam: make test-beam")
 
 from keras_seg import batch
 from keras_seg.batch import windows
