@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +22,10 @@ import keras_seg
 pytest.importorskip("apache_beam", reason="needs Apache Beam: make test-beam")
 
 from keras_seg import batch
+from keras_seg.batch import folder as folder_contents
 from keras_seg.batch import windows
+from keras_seg.batch.folder import Folder
+from keras_seg.batch.unet import unet_work
 
 NUCLEI, NEURONS = "maskrcnn_nuclei", "unet_isbi2012"
 
@@ -129,38 +134,31 @@ def test_labels_are_the_most_probable_classes(neurons, micrograph, tmp_path):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out/labels/a.tif"), expected)
 
 
-def test_memory_does_not_grow_with_the_image(tmp_path):
-    """A page of 8 GB, nearly all of it a hole in the file, of which one tile is not done yet."""
-    from keras_seg.batch.folder import Folder
-    from keras_seg.batch.folder import Image as Entry
-    from keras_seg.batch.unet import Joining, Tile, unet_work
+def peak() -> int:
+    """The most memory that this process had, bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
+
+def test_memory_does_not_grow_with_the_image(tmp_path):
+    """A page of 8 GB, nearly all of it a hole in the file."""
     tiny = keras_seg.models.unet(
-        input_channels=1,
-        class_names=["a", "b"],
-        base_channels=2,
-        depth=2,
-        padding="same",
-        normalization="batch",
+        input_channels=1, classes=2, base_channels=2, depth=2, padding="same", normalization="batch"
     )
     large = tifffile.memmap(
         tmp_path / "a.tif", shape=(100_000, 80_000), dtype=np.uint8, photometric="minisblack"
     )
     large[:64, :64] = np.arange(64)
-    work = unet_work(tiny, tile=2048, rotations=1)
-    image = Entry(1, str(tmp_path / "a.tif"), "a.tif", "a")
-    from keras_seg.batch.folder import Shard
-
-    units = list(work.units(Shard(0, (image,)), Folder(str(tmp_path))))
-    assert len(units) == 49 * 40
-    assert all(isinstance(unit, Tile) and not isinstance(unit, Joining) for unit in units)
-    outcome = work.run(tiny, units[0], Folder(str(tmp_path)))
-    expected = keras_seg.segment(tiny, np.asarray(large[:2100, :2100]), tile=2048).argmax(axis=-1)
-    import io
-
-    np.testing.assert_array_equal(
-        tifffile.imread(io.BytesIO(outcome.files[0][1]))[:2000, :2000], expected[:2000, :2000]
+    expected = keras_seg.segment(tiny, np.asarray(large[:2100, :2100]), tile=2048, rotations=1).argmax(
+        axis=-1
     )
+    before = peak()
+    work, folder = unet_work(tiny, tile=2048, rotations=1), Folder(str(tmp_path))
+    image = folder_contents.Image(1, str(tmp_path / "a.tif"), "a.tif", "a")
+    units = list(work.units(folder_contents.Shard(0, (image,)), folder))
+    assert len(units) == 49 * 40
+    ((_, content),) = work.run(tiny, units[0], folder).files
+    np.testing.assert_array_equal(tifffile.imread(io.BytesIO(content))[:2000, :2000], expected[:2000, :2000])
+    assert peak() - before < 1e9
 
 
 # -- exported models -----------------------------------------------------------------------------------------------
