@@ -13,11 +13,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
 _SUBMODULES = (
     "backbones",
+    "batch",
     "data",
     "export",
     "heads",
@@ -66,7 +68,7 @@ from keras_seg.segment import segment
 __all__ = ["__version__", "segment"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
