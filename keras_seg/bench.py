@@ -48,9 +48,9 @@ def bench(
         rounds: how often it is measured, after one first time and `warmup` more.
         precision: as of `segment`.
 
-    Returns plain values. Of each of "batches": "images_per_second" (of the median), "seconds" a batch ("median", "least",
-    "most", "all"), "first_result" (seconds from the start of the process: "import", "load", "predict", "total"), "objects" found
-    in an image, "peak_memory" and "peak_gpu_memory" in bytes (None where the system does not say).
+    Returns plain values. Of each of "batches": "images_per_second" (of the median), "seconds" a batch ("median",
+    "least", "most", "all"), "first_result" (seconds from the start of the process: "import", "load", "predict",
+    "total"), "objects" found in an image, "peak_memory" and "peak_gpu_memory" in bytes (None where the system does not say).
 
     Raises ValueError for wrong numbers, what `zoo.load` and `segment` raise; ChildProcessError if a process ends in
     another way.

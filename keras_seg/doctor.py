@@ -1,10 +1,12 @@
-"""What keras_seg runs on here: versions, devices, processor, cache folder, and which RoIAlign and why."""
+"""What keras_seg runs on here: versions, devices, processor, cache folder, which RoIAlign and why, and extras."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import sys
+from typing import Any
 
 import keras_seg
 from keras_seg import processor
@@ -12,6 +14,16 @@ from keras_seg import processor
 CPU_FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve",
 )  # fmt: skip
+
+
+# pip install 'keras_seg[EXTRA]': the package that it brings
+EXTRAS = {
+    "fast": "faster-coco-eval",
+    "imagej": "roifile",
+    "tflite": "ai-edge-litert",
+    "serving": "tensorflow-serving-api",
+    "beam": "apache-beam",
+}
 
 
 def examine() -> dict:
@@ -29,6 +41,7 @@ def examine() -> dict:
         "cpu": _cpu(),
         "home": _home(),
         "roi_align": _roi_align(),
+        "extras": {extra: _version(package) for extra, package in EXTRAS.items()},
     }
 
 
@@ -55,10 +68,22 @@ def report(found: dict) -> str:
             lines.append(f"  note: {roi_align['note']}")
     else:
         lines.append(f"RoIAlign: TensorFlow's own operations, which are slower: {roi_align['reason']}")
+    extras = [
+        f"{extra} ({EXTRAS[extra]} {version or 'not installed'})"
+        for extra, version in found["extras"].items()
+    ]
+    lines.append(f"extras: {', '.join(extras)}")
     return "\n".join(lines)
 
 
-def _device(device: object) -> str:
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _device(device: Any) -> str:
     import tensorflow as tf
 
     details = tf.config.experimental.get_device_details(device) if device.device_type == "GPU" else {}

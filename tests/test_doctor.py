@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def test_for_programs():
     assert found["tensorflow"] == tf.__version__ and found["keras"] == keras.__version__
     assert found["keras_seg"] == keras_seg.__version__ and "CPU:0" in found["devices"]
     assert found["cpu"]["cores"] >= 1 and found["cpu"]["model"]
+    assert found["extras"]["imagej"] == importlib.metadata.version("roifile") and "beam" in found["extras"]
     used = found["roi_align"]
     try:
         there = library.get()
