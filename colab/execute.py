@@ -101,10 +101,10 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 def smaller(png: bytes) -> tuple[str, bytes]:
-    """The picture with at most 128 colours, or as JPEG where that is still too large: (MIME type, file)."""
+    """The picture with at most 256 colours, or as JPEG where that is still too large: (MIME type, file)."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     file = io.BytesIO()
-    picture.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     if file.tell() <= LARGEST_PICTURE:
         return "image/png", file.getvalue()
     for quality in (88, 80, 70, 60, 50, 40):
