@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--sam", default="sam_base_sa1b", help="a preset of KerasHub, or the folder of one")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data")
     parser.add_argument("--prompts", nargs="+", choices=PROMPTS, default=list(PROMPTS))
+    parser.add_argument("--grid", type=int, default=32, help="points along each side of an image")
     parser.add_argument("--images", type=int, help="look at the first so many of each data set alone")
     parser.add_argument("--unet-weights", default="pretrained")
     parser.add_argument("--threads", type=int, default=2)
@@ -202,7 +203,7 @@ def ask_sam(
             "--outputs",
             outputs,
         ]
-        command += ["--prompts", *args.prompts, "--threads", args.threads]
+        command += ["--prompts", *args.prompts, "--grid", args.grid, "--threads", args.threads]
         done = subprocess.run([*map(str, command)], check=False)
         if done.returncode:
             raise SystemExit("sam: nothing was compared, see above")

@@ -41,6 +41,7 @@ def main() -> None:
         "--outputs", type=Path, required=True, help=".npz: masks_N_PROMPT (bits), scores_N_PROMPT"
     )
     parser.add_argument("--prompts", nargs="+", choices=("boxes", "points", "grid"), required=True)
+    parser.add_argument("--grid", type=int, default=GRID, help="points along each side of an image")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     import tensorflow as tf
@@ -55,7 +56,7 @@ def main() -> None:
         look = sam.look(image)
         for prompt in args.prompts:
             if prompt == "grid":
-                masks, scores = look.everything()
+                masks, scores = look.everything(args.grid)
             else:
                 masks, scores = look.at(**{prompt: inputs[f"{prompt}_{n}"]})
             outputs[f"masks_{n}_{prompt}"] = np.packbits(
@@ -152,10 +153,10 @@ class Look:
             scores.append(predicted[rows, best])
         return np.concatenate(masks), np.concatenate(scores)
 
-    def everything(self) -> tuple[np.ndarray, np.ndarray]:
+    def everything(self, grid: int) -> tuple[np.ndarray, np.ndarray]:
         """What a grid of points finds, by falling predicted overlap."""
         height, width = self.image_size
-        steps = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
+        steps = (np.arange(grid, dtype=np.float32) + 0.5) / grid
         points = np.stack(np.meshgrid(steps * width, steps * height), -1).reshape(-1, 2)
         masks, scores = [np.zeros((0, *self.image_size), bool)], [np.zeros(0, np.float32)]
         for logits, predicted in self._groups(None, points):

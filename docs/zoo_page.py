@@ -72,7 +72,7 @@ def table(recipes: dict[str, Recipe], measured: dict[str, dict]) -> list[str]:
     lines = ["| recipe | what | figures | size | seconds | weights |", "|---|---|---|---|---|---|"]
     for name, recipe in recipes.items():
         row = measured.get(name)
-        seconds = f"{statistics.median(row['seconds']):.1f}" if row else ""
+        seconds = f"{statistics.median(row['seconds']):.1f}" if row and row["seconds"] else ""
         link = f"[{name}](../zoo/{name}.yaml)"
         cells = [link, recipe.summary, figures(recipe), size(recipe, row), seconds, weights(recipe)]
         lines.append(f"| {' | '.join(cells)} |")
