@@ -58,9 +58,9 @@ def tensors_of(body: Mapping[str, Any], specs: Mapping[str, tf.TensorSpec]) -> d
     }
 
 
-def answer_of(body: Mapping[str, Any], outputs: Mapping[str, tf.Tensor]) -> dict[str, Any]:
+def answer_of(body: Mapping[str, Any], outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The answer in the form of the request: rows or columns; an only output goes without its name."""
-    columns = {name: tensor.numpy().tolist() for name, tensor in outputs.items()}
+    columns = {name: array.tolist() for name, array in outputs.items()}
     if "inputs" in body:
         return {"outputs": columns if len(columns) > 1 else next(iter(columns.values()))}
     if len(columns) == 1:

@@ -1,7 +1,8 @@
 """The models that a models.config names, loaded from their SavedModels and run as TensorFlow Serving runs them.
 
 What a person sees is the server's: names of signatures and tensors, labels of versions, which status answers which mistake.
-Batches are formed by TensorFlow's own scheduler, the one that the server uses.
+Models run in sessions, as the server's do: calls of TensorFlow's functions from Python would keep the message of each error for
+ever (some 800 bytes, in 2.21). Batches are formed by TensorFlow's own scheduler, the one that the server uses.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from grpc import StatusCode
 from tensorflow.core.framework import tensor_pb2, types_pb2
@@ -44,19 +46,18 @@ class RequestError(Exception):
 class ServedModel:
     """One version of a model.
 
-    batching: BatchingParameters, or None: each request by itself. most_bytes, most_images: of one request; one of a few bytes
-    can ask for a tensor of any size, filled with one value, which TensorFlow Serving makes.
+    batching: BatchingParameters, or None: each request by itself. most_bytes: of a tensor in a request; one of a few bytes can
+    ask for one of any size, filled with one value, which TensorFlow Serving makes.
     """
 
-    def __init__(
-        self, path: Path, *, batching: Any = None, most_bytes: int = 2**28, most_images: int = 64
-    ) -> None:
+    def __init__(self, path: Path, *, batching: Any = None, most_bytes: int = 2**28) -> None:
         self.path, self.version = path, int(path.name)
-        self.most_bytes, self.most_images = most_bytes, most_images
-        self._loaded = tf.saved_model.load(str(path))
-        self._functions = {
-            name: _Function(function, batching) for name, function in self._loaded.signatures.items()
-        }
+        self.most_bytes = most_bytes
+        with tf.Graph().as_default():
+            signatures = tf.saved_model.load(str(path)).signatures
+            session = tf.compat.v1.Session()
+            self._functions = {name: _Function(each, batching, session) for name, each in signatures.items()}
+            session.run([v.initializer for each in signatures.values() for v in each.graph.variables])
 
     @property
     def signatures(self) -> dict[str, dict[str, tf.TensorSpec]]:
@@ -72,13 +73,13 @@ class ServedModel:
         """A signature's inputs by name; "" is serving_default. Raises RequestError (INVALID_ARGUMENT)."""
         return self._function(signature).inputs
 
-    def predict(self, request: predict_pb2.PredictRequest) -> dict[str, tf.Tensor]:
+    def predict(self, request: predict_pb2.PredictRequest) -> dict[str, np.ndarray]:
         """Answer a request. Raises RequestError for one that is wrong, or that the model fails on."""
         signature = request.model_spec.signature_name
-        specs = self.inputs(signature)
+        function = self._function(signature)
         known = {
-            name: self._decode(name, request.inputs[name], specs[name])
-            for name in specs
+            name: self._decode(name, request.inputs[name], function)
+            for name in function.inputs
             if name in request.inputs
         }
         # names that the signature has not go along, for `run` to refuse
@@ -91,7 +92,7 @@ class ServedModel:
             )
         return {name: outputs[name] for name in request.output_filter or outputs}
 
-    def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run a signature on tensors by name. Raises RequestError."""
         function = self._function(signature)
         if set(inputs) != set(function.inputs):
@@ -133,7 +134,8 @@ class ServedModel:
                 StatusCode.INVALID_ARGUMENT, f"no signature {signature!r}; there are {known}"
             ) from None
 
-    def _decode(self, name: str, proto: tensor_pb2.TensorProto, spec: tf.TensorSpec) -> tf.Tensor:
+    def _decode(self, name: str, proto: tensor_pb2.TensorProto, function: _Function) -> np.ndarray:
+        spec = function.inputs[name]
         if proto.dtype != spec.dtype.as_datatype_enum:
             given = (
                 types_pb2.DataType.Name(proto.dtype)
@@ -142,11 +144,6 @@ class ServedModel:
             )
             raise RequestError(StatusCode.INVALID_ARGUMENT, f"{name}: takes {spec.dtype.name}, got {given}")
         shape = [dimension.size for dimension in proto.tensor_shape.dim]
-        if shape and shape[0] > self.most_images:
-            raise RequestError(
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"{name}: {shape[0]} images; at most {self.most_images} are taken",
-            )
         count = math.prod(shape)
         size = count * (STRING_BYTES if spec.dtype == tf.string else spec.dtype.size)
         if size > self.most_bytes:
@@ -155,7 +152,7 @@ class ServedModel:
                 f"{name}: a tensor of {size} bytes; at most {self.most_bytes} are taken",
             )
         try:
-            return tf.io.parse_tensor(proto.SerializeToString(), spec.dtype)
+            return function.parse[name](proto.SerializeToString())
         except tf.errors.InvalidArgumentError as error:
             raise RequestError(StatusCode.INVALID_ARGUMENT, f"{name}: {error.message}") from error
 
@@ -240,28 +237,48 @@ def warm_up_requests(path: Path) -> list[predict_pb2.PredictRequest]:
 
 
 class _Function:
-    """A signature, whose calls TensorFlow joins to batches if there are parameters for that."""
+    """A signature in the graph of a session. If there are parameters for that, its calls are joined to batches.
 
-    def __init__(self, function: Any, batching: Any) -> None:
+    Attributes:
+        inputs: name to specification.
+        parse: name to what makes an array of a serialized TensorProto.
+    """
+
+    def __init__(self, function: Any, batching: Any, session: tf.compat.v1.Session) -> None:
         self.inputs: dict[str, tf.TensorSpec] = dict(function.structured_input_signature[1])
+        self.parse = {name: _parser(spec.dtype, session) for name, spec in self.inputs.items()}
         self._names = sorted(function.structured_outputs)
-        self._call = function
-        if batching is not None:
-            (spec,) = self.inputs.values()
-            joined = tf.nondifferentiable_batch_function(
+        places = {
+            name: tf.compat.v1.placeholder(spec.dtype, spec.shape) for name, spec in self.inputs.items()
+        }
+        if batching is None:
+            outputs = _values(function(**places))
+        else:
+            ((argument, place),) = places.items()
+            outputs = tf.nondifferentiable_batch_function(
                 num_batch_threads=batching.num_batch_threads.value,
                 max_batch_size=batching.max_batch_size.value,
                 batch_timeout_micros=batching.batch_timeout_micros.value,
                 allowed_batch_sizes=list(batching.allowed_batch_sizes) or None,
                 max_enqueued_batches=batching.max_enqueued_batches.value,
                 enable_large_batch_splitting=False,
-            )(lambda tensor: [function(**{spec.name: tensor})[name] for name in self._names])
-            # traced once, here: two traces, as threads may cause, would be two queues
-            traced = tf.function(joined, input_signature=[spec]).get_concrete_function()
-            self._call = lambda **inputs: dict(zip(self._names, traced(*inputs.values()), strict=True))
+            )(lambda tensor: _values(function(**{argument: tensor})))(place)
+        self._call = session.make_callable(outputs, list(places.values()))
 
-    def __call__(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return self._call(**{name: inputs[name] for name in self.inputs})
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return dict(
+            zip(self._names, self._call(*(np.asarray(inputs[name]) for name in self.inputs)), strict=True)
+        )
+
+
+def _values(outputs: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+    return [outputs[name] for name in sorted(outputs)]
+
+
+def _parser(dtype: tf.DType, session: tf.compat.v1.Session) -> Callable[[bytes], np.ndarray]:
+    serialized = tf.compat.v1.placeholder(tf.string, [])
+    parse = session.make_callable(tf.io.parse_tensor(serialized, dtype), [serialized])
+    return lambda proto: np.asarray(parse(proto), dtype.as_numpy_dtype)
 
 
 def _wanted(model: model_server_config_pb2.ModelConfig, base: Path) -> list[int]:

@@ -51,10 +51,15 @@ def orientation(contents: tf.Tensor) -> tf.Tensor:
 
 def upright(image: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
     """The image [H, W, C] as it was seen; found: of `orientation`."""
+    image = tf.cond(_any_of(TRANSPOSED, found), lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    image = tf.cond(_any_of(UPSIDE_DOWN, found), lambda: image[::-1], lambda: image)
+    return tf.cond(_any_of(MIRRORED, found), lambda: image[:, ::-1], lambda: image)
 
-    def any_of(kinds: tuple[int, ...]) -> tf.Tensor:
-        return tf.reduce_any(found == kinds)
 
-    image = tf.cond(any_of(TRANSPOSED), lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
-    image = tf.cond(any_of(UPSIDE_DOWN), lambda: image[::-1], lambda: image)
-    return tf.cond(any_of(MIRRORED), lambda: image[:, ::-1], lambda: image)
+def upright_size(size: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
+    """Height and width, int32 [2], of what `upright` gives for an image of these."""
+    return tf.where(_any_of(TRANSPOSED, found), tf.reverse(size, [0]), size)
+
+
+def _any_of(kinds: tuple[int, ...], found: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_any(found == kinds)

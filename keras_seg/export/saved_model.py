@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,21 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from keras_seg.export import detection_graph, metadata, tile_graph, warmup
-from keras_seg.export.comparison import SAVED_MODEL
+from keras_seg.export import comparison, detection_graph, metadata, tile_graph, warmup
+from keras_seg.export.limits import Limits, limits_of
 from keras_seg.ops.roi_align import portable
 from keras_seg.ops.roi_sampling import without_gradients
 
 if TYPE_CHECKING:
-    from keras_seg.instances import Instances
     from keras_seg.models.mask_rcnn import MaskRCNN
     from keras_seg.models.unet import UNet
 
 # Of the largest probability of the sample: the two graphs hold the same operations, up to the order of sums, which the
 # libraries of a GPU choose.
 TOLERANCE, TOLERANCE_ON_GPU = 1e-5, 1e-4
-# Pixels of an image that a network sees at most, by default.
-MOST_SEEN = 2**24
 # Of the detections in the image on which a detector is compared, the share that must be within `comparison.SAVED_MODEL`: two
 # that are almost equal may change places.
 SAME = 0.75
@@ -38,6 +36,8 @@ def saved_model(
     *,
     masks: str = "probabilities",
     most_pixels: int | None = None,
+    most_images: int | None = None,
+    most_request_pixels: int | None = None,
     winograd: bool = True,
     warmup_sizes: Sequence[tuple[int, int]] | None = None,
     licence: str | None = None,
@@ -65,8 +65,8 @@ def saved_model(
     and the model's own `rotations` are in the graph. "serving_default" takes {"images": uint8 [B, H, W, C]}, "float_images"
     {"images": float32 [B, H, W, C], 0-255}, "encoded_images" (of grey and RGB models) files of one size a request.
 
-    `assets/keras_seg.json` says what the model is (`metadata.describe`). Images that cannot be read, are empty or too large give
-    an InvalidArgumentError (the server's status INVALID_ARGUMENT).
+    `assets/keras_seg.json` says what the model is (`metadata.describe`). Images that cannot be read (CMYK JPEGs among them), are
+    empty, too large or too many give an InvalidArgumentError (the server's status INVALID_ARGUMENT).
 
     Args:
         model: of `zoo.load`, `models.unet` or `models.mask_rcnn`.
@@ -75,7 +75,10 @@ def saved_model(
             uint8 [B, N, ceil(H * W / 8)], the same in COCO's order, column by column, 8 pixels a byte as `numpy.packbits`
             has them, of which an image has its own H and W.
         most_pixels: an image of more is refused by the graph, before it is decoded. None: 2**24, or with `model.scale` so
-            many that the network sees 2**24.
+            many that the network sees 2**24; no more than `most_request_pixels`.
+        most_images: a request of more is refused likewise. None: 64.
+        most_request_pixels: a request of more pixels in all its images together. None: 2**26, or such that the network sees
+            2**26; fewer if maps of their size (a U-Net's, pasted masks) would make an answer of more than 2**30 bytes.
         winograd: 3x3 convolutions by Winograd's filtering: faster on processors. False for a server with a GPU.
         warmup_sizes: heights and widths of images that TensorFlow Serving runs through each signature when it loads the model
             (`warmup`). None: one, of the size that the network is meant for. (): none.
@@ -98,29 +101,29 @@ def saved_model(
             f"saved_model: takes a U-Net of keras_seg.models.unet or a detector of keras_seg.models.mask_rcnn, got "
             f"{type(model).__name__}"
         )
-    _check_options(model, masks, most_pixels, warmup_sizes, is_unet)
+    _check_masks(model, masks, is_unet)
+    most = limits_of(model, masks, most_pixels, most_images, most_request_pixels)
+    warmup_sizes = _warmup_sizes(model, warmup_sizes, most)
     _check_finite(model)
-    if most_pixels is None:
-        scale = getattr(model, "scale", None) or 1.0
-        most_pixels = int(MOST_SEEN / scale**2)
     path = Path(path)
     _check_free(path, overwrite)
     with _folder_beside(path) as folder:
         fresh, former = Path(folder, "fresh"), Path(folder, "former")
         with portable(), without_gradients():
             if is_unet:
-                signatures = tile_graph.signatures(model, most_pixels, winograd=winograd)
+                signatures = tile_graph.signatures(model, most, winograd=winograd)
                 more = {}
             else:
-                signatures = detection_graph.signatures(model, masks, most_pixels, winograd=winograd)
+                signatures = detection_graph.signatures(model, masks, most, winograd=winograd)
                 more = {"masks": masks if model.masks else None, "convention": model.convention}
         outputs = signatures["serving_default"].structured_outputs
-        more |= {"most_pixels": most_pixels, "signatures": sorted(signatures)}
+        more |= {f"most_{what}": value for what, value in most._asdict().items()}
+        more |= {"signatures": sorted(signatures)}
         about = metadata.describe(model, outputs, licence, **more)
         _write(signatures, about, fresh)
-        warmup.write(fresh, model.name, signatures, _warmup_sizes(model, warmup_sizes))
+        warmup.write(fresh, model.name, signatures, warmup_sizes)
         with _whole_float32():
-            _check_same(model, fresh)
+            _check_same(model, fresh, most.pixels)
         if path.exists():
             path.rename(former)
         fresh.rename(path)
@@ -152,34 +155,35 @@ def _whole_float32() -> Iterator[None]:
 
 
 def _warmup_sizes(
-    model: UNet | MaskRCNN, sizes: Sequence[tuple[int, int]] | None
+    model: UNet | MaskRCNN, sizes: Sequence[tuple[int, int]] | None, most: Limits
 ) -> Sequence[tuple[int, int]]:
+    """Those that are given, or one by default."""
+    for size in sizes or ():
+        if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+            raise ValueError(f"saved_model: warmup_sizes are pairs of (height, width), got {size!r}")
+        if size[0] * size[1] > most.pixels:
+            raise ValueError(f"saved_model: warmup_sizes has {size}, but most_pixels is {most.pixels}")
     if sizes is not None:
         return sizes
     if hasattr(model, "legal_sizes"):
         side = model.tile or model.legal_sizes(256)[1]
     else:
         side = 256 if model.scale is not None else model.short_side
-    return [(side, side)]
+    return [_within(side, side, most.pixels)]
 
 
-def _check_options(
-    model: UNet | MaskRCNN,
-    masks: str,
-    most_pixels: int | None,
-    warmup_sizes: Sequence[tuple[int, int]] | None,
-    is_unet: bool,
-) -> None:
+def _within(height: int, width: int, pixels: int) -> tuple[int, int]:
+    """This size, or a smaller one that has at most so many pixels."""
+    height = min(height, math.isqrt(pixels))
+    return height, min(width, pixels // height)
+
+
+def _check_masks(model: UNet | MaskRCNN, masks: str, is_unet: bool) -> None:
     if masks not in detection_graph.MASKS:
         allowed = ", ".join(map(repr, detection_graph.MASKS))
         raise ValueError(f"saved_model: masks must be one of {allowed}, got {masks!r}")
     if masks != "probabilities" and (is_unet or not model.masks):
         raise ValueError(f"saved_model: masks={masks!r}, but {model.name} has no mask branch")
-    if most_pixels is not None and not (isinstance(most_pixels, int) and most_pixels >= 1):
-        raise ValueError(f"saved_model: most_pixels must be a positive integer, got {most_pixels!r}")
-    for size in warmup_sizes or ():
-        if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
-            raise ValueError(f"saved_model: warmup_sizes are pairs of (height, width), got {size!r}")
 
 
 def _check_finite(model: UNet | MaskRCNN) -> None:
@@ -216,17 +220,21 @@ def _write(signatures: dict[str, tf.types.experimental.ConcreteFunction], about:
         tf.saved_model.save(module, str(path), signatures=signatures)
 
 
-def _check_same(model: UNet | MaskRCNN, path: Path) -> None:
+def _check_same(model: UNet | MaskRCNN, path: Path, most_pixels: int) -> None:
     """The reloaded model against the Keras model, on random pixels."""
+    from keras_seg.detect import instances_of
     from keras_seg.segment import segment
 
     reloaded = tf.saved_model.load(str(path)).signatures["serving_default"]
     random = np.random.default_rng(0)
     if not hasattr(model, "legal_sizes"):
-        image = random.integers(0, 256, (96, 128, 3), np.uint8)
-        found = {name: value.numpy()[0] for name, value in reloaded(images=tf.constant(image[None])).items()}
-        expected = segment(model, image, score_threshold=0.0, max_detections=len(found["scores"]))
-        share = _share_found(found, expected)
+        size = _within(96, 128, most_pixels)
+        image = random.integers(0, 256, (*size, 3), np.uint8)
+        outputs = reloaded(images=tf.constant(image[None]))
+        boxes = {name: outputs[name].numpy()[0] for name in ("num_detections", "boxes", "scores", "classes")}
+        found = instances_of(model, boxes, size, size)
+        expected = segment(model, image, score_threshold=0.0, max_detections=len(boxes["scores"]))
+        share = comparison.share_in_common(expected, found, comparison.SAVED_MODEL)
         if share < SAME:
             raise RuntimeError(
                 f"saved_model: the reloaded model finds {share:.0%} of what the Keras model finds, on {len(expected)} "
@@ -235,24 +243,13 @@ def _check_same(model: UNet | MaskRCNN, path: Path) -> None:
         return
     tile = model.legal_sizes(1)[1]
     # no legal size, and not square
-    images = random.integers(0, 256, (1, tile + 2, tile + 3, model.input_channels), np.uint8)
+    height, width = _within(tile + 2, tile + 3, most_pixels)
+    images = random.integers(0, 256, (1, height, width, model.input_channels), np.uint8)
     expected = segment(model, images)
     difference = np.abs(reloaded(images=tf.constant(images))["probabilities"].numpy() - expected).max()
     tolerance = TOLERANCE_ON_GPU if tf.config.list_physical_devices("GPU") else TOLERANCE
     if not difference <= tolerance * expected.max():
         raise RuntimeError(
             f"saved_model: the reloaded model differs from the Keras model by {difference:g} on an image of "
-            f"{tile + 2} x {tile + 3} pixels; nothing was written"
+            f"{height} x {width} pixels; nothing was written"
         )
-
-
-def _share_found(found: dict[str, np.ndarray], expected: Instances) -> float:
-    """Of the detections of both the share that the other has too, in any order: the smaller of the two shares."""
-    count = int(found["num_detections"])
-    if count == 0 or len(expected) == 0:
-        return float(count == len(expected))
-    same = (found["classes"][:count, None] == expected.classes) & (
-        np.abs(found["scores"][:count, None] - expected.scores) <= SAVED_MODEL["scores"]
-    )
-    same &= (np.abs(found["boxes"][:count, None] - expected.boxes) <= SAVED_MODEL["boxes"]).all(-1)
-    return min(same.any(1).mean(), same.any(0).mean())

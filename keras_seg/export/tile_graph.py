@@ -8,29 +8,33 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from keras_seg import overlap_tile
-from keras_seg.export.decoding import as_grey, as_rgb, checked, decode
+from keras_seg.export import decoding, limits
+from keras_seg.export.decoding import as_grey, as_rgb, decode
 from keras_seg.export.folding import folded
+from keras_seg.export.limits import Limits
 
 if TYPE_CHECKING:
     from keras_seg.models.unet import UNet
 
 
 def signatures(
-    model: UNet, most_pixels: int, *, winograd: bool = True
+    model: UNet, most: Limits, *, winograd: bool = True
 ) -> dict[str, tf.types.experimental.ConcreteFunction]:
     """The functions of `export.saved_model`'s signatures; "encoded_images" for grey and RGB models alone."""
     channels = model.input_channels
-    probabilities = _whole_images(model, most_pixels, winograd)
+    probabilities = _whole_images(model, winograd)
     floats = tf.TensorSpec([None, None, None, channels], tf.float32, name="images")
     pixels = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
     files = tf.TensorSpec([None], tf.string, name="image_bytes")
 
     @tf.function(input_signature=[pixels], autograph=False)
     def serving_default(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        images = limits.checked(images, most)
         return {"probabilities": probabilities(tf.cast(images, tf.float32))}
 
     @tf.function(input_signature=[floats], autograph=False)
     def float_images(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        images = limits.checked(images, most)
         within = tf.reduce_all((images >= 0) & (images <= 255))  # not so where there is a NaN
         message = "images: must be 0-255 and not NaN"
         with tf.control_dependencies([tf.debugging.Assert(within, [message])]):
@@ -38,28 +42,24 @@ def signatures(
 
     @tf.function(input_signature=[files], autograph=False)
     def encoded_images(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        def pixels_of(contents: tf.Tensor) -> tf.Tensor:
-            image = decode(contents, most_pixels)
+        image_bytes, sizes = decoding.checked(image_bytes, most)
+        message = (
+            "image_bytes: images of one request must have one size; send others apart. Heights and widths are"
+        )
+        same = tf.debugging.Assert(tf.reduce_all(sizes == sizes[:1]), [message, sizes], 8)
+        with tf.control_dependencies([same]):
+            image_bytes = tf.identity(image_bytes)
+
+        def one(contents: tf.Tensor) -> tf.Tensor:
+            image = decode(contents)
             return as_grey(image) if channels == 1 else as_rgb(image)
 
-        count = tf.size(image_bytes)
-        some = tf.debugging.Assert(count > 0, ["image_bytes: there are none"])
-        with tf.control_dependencies([some]):
-            first = pixels_of(image_bytes[0])
-
-        def one(n: tf.Tensor, images: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            image = pixels_of(image_bytes[n])
-            same = tf.reduce_all(tf.shape(image) == tf.shape(first))
-            message = "image_bytes: images of one request must have one size; send others apart. Got"
-            check = tf.debugging.Assert(same, [message, tf.shape(first)[:2], tf.shape(image)[:2]])
-            with tf.control_dependencies([check]):
-                return n + 1, images.write(n, image)
-
-        images = tf.TensorArray(tf.float32, count, element_shape=[None, None, channels])
-        _, images = tf.while_loop(
-            lambda n, _: n < count, one, (1, images.write(0, first)), parallel_iterations=1
-        )
-        return {"probabilities": probabilities(images.stack())}
+        image = tf.TensorSpec([None, None, channels], tf.float32)
+        return {
+            "probabilities": probabilities(
+                tf.map_fn(one, image_bytes, parallel_iterations=1, fn_output_signature=image)
+            )
+        }
 
     found = {"serving_default": serving_default, "float_images": float_images}
     if channels in (1, 3):
@@ -67,7 +67,7 @@ def signatures(
     return {name: function.get_concrete_function() for name, function in found.items()}
 
 
-def _whole_images(model: UNet, most_pixels: int, winograd: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+def _whole_images(model: UNet, winograd: bool) -> Callable[[tf.Tensor], tf.Tensor]:
     """float32 [B, H, W, C], 0-255, to probabilities float32 [B, H, W, K], by the model's own tile and rotations."""
     network = folded(overlap_tile.without_surplus(model), winograd=winograd)
     tile, border = overlap_tile.legal_tile(model, model.tile), overlap_tile.border_of(model)
@@ -103,7 +103,6 @@ def _whole_images(model: UNet, most_pixels: int, winograd: bool) -> Callable[[tf
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, model.input_channels])], autograph=False)
     def probabilities(images: tf.Tensor) -> tf.Tensor:
-        images = checked(images, most_pixels)
         batch, height, width = tf.unstack(tf.shape(images)[:3])
         (rows, down), (columns, across) = spans(height), spans(width)
         side = down + overlap, across + overlap

@@ -14,13 +14,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from keras_seg.data.images import read_image, to_float
+from keras_seg.export import decoding
 from keras_seg.export.decoding import as_grey, as_rgb, decode
+from keras_seg.export.limits import Limits
 from keras_seg.export.orientation import orientation
 
-MOST = 10_000
-decoded = tf.function(
-    lambda contents: decode(contents, MOST), [tf.TensorSpec([], tf.string)], autograph=False
-)
+LIMITS = Limits(10_000, 64, 10_000)
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def decoded(contents: tf.Tensor) -> tf.Tensor:
+    files, sizes = decoding.checked(contents[None], LIMITS)
+    image = decode(files[0])
+    tf.debugging.assert_equal(tf.shape(image)[:2], sizes[0])  # what the header says, turned upright
+    return image
+
+
 oriented = tf.function(orientation, [tf.TensorSpec([], tf.string)], autograph=False)
 
 
@@ -101,8 +110,8 @@ def png_that_claims(height: int, width: int) -> bytes:
         (file_of(picture("RGB"), "JPEG")[:300], "Invalid JPEG|JPEG"),
         (file_of(picture("RGB"), "JPEG")[:3], "JPEG"),
         (file_of(picture("CMYK"), "JPEG"), "four colours"),
-        (file_of(picture("RGB", (101, 100)), "PNG"), r"more than 10000 pixels: height and width are\] \[100 101\]"),
-        (file_of(picture("RGB", (101, 100)), "JPEG"), r"more than 10000 pixels: height and width are\] \[100 101\]"),
+        (file_of(picture("RGB", (101, 100)), "PNG"), r"more than 10000 pixels, or of none: height and width are\] \[100 101\]"),
+        (file_of(picture("RGB", (101, 100)), "JPEG"), r"more than 10000 pixels, or of none: height and width are\] \[100 101\]"),
         (png_that_claims(60_000, 60_000), r"\[60000 60000\]"),
         (png_that_claims(2**31 + 5, 2), "more than 10000 pixels"),
         (png_that_claims(0, 2), "more than 10000 pixels"),

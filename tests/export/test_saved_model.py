@@ -146,6 +146,16 @@ def test_other_models_and_options_are_refused(model, tmp_path):
         ({"masks": "rle"}, "masks must be one of 'probabilities', 'pasted', 'bits', got 'rle'"),
         ({"masks": "pasted"}, "masks='pasted', but small has no mask branch"),
         ({"most_pixels": 0}, "most_pixels must be a positive integer, got 0"),
+        ({"most_images": 1.5}, "most_images must be a positive integer, got 1.5"),
+        ({"most_request_pixels": -1}, "most_request_pixels must be a positive integer, got -1"),
+        (
+            {"most_pixels": 200, "most_request_pixels": 100},
+            "most_pixels=200 of an image are more than most_request_pixels=100",
+        ),
+        (
+            {"most_pixels": 99, "warmup_sizes": [(10, 10)]},
+            r"warmup_sizes has \(10, 10\), but most_pixels is 99",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             saved_model(model, tmp_path / "1", **options)
@@ -165,7 +175,7 @@ def test_files_of_images(model, exported):
     np.testing.assert_allclose(output, keras_seg.segment(model, images), atol=1e-6)
     other = file_of(pictures(20, 31, 3))
     with pytest.raises(
-        tf.errors.InvalidArgumentError, match=r"must have one size; .* Got\] \[20 30\] \[20 31\]"
+        tf.errors.InvalidArgumentError, match=r"must have one size; .* are\] \[\[20 30\]\s*\[20 31\]\]"
     ):
         encoded(image_bytes=tf.constant([file_of(images[0]), other]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="image_bytes: there are none"):
@@ -188,8 +198,63 @@ def test_empty_and_too_large_images_are_refused(tmp_path):
             serve(path)(images=tf.zeros(shape, tf.uint8))
     with pytest.raises(tf.errors.InvalidArgumentError, match="images: more than 100 pixels an image"):
         serve(path)(images=tf.zeros([1, 10, 11, 1], tf.uint8))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"more than 100 pixels: .*\] \[10 11\]"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"more than 100 pixels, .*\] \[10 11\]"):
         serve(path, "encoded_images")(image_bytes=tf.constant([file_of(pictures(10, 11, 1))]))
+
+
+def test_requests_of_too_many_images_are_refused(tmp_path):
+    path = saved_model(
+        unet(depth=1, base_channels=2, padding="same"), tmp_path / "1", most_images=3, most_request_pixels=200
+    )
+    signatures = tf.saved_model.load(str(path)).signatures
+    about = load(path).about
+    # by itself an image may have as many as a request
+    assert [about[f"most_{what}"] for what in ("pixels", "images", "request_pixels")] == [200, 3, 200]
+    for name, of in {"serving_default": tf.uint8, "float_images": tf.float32}.items():
+        signatures[name](images=tf.zeros([2, 10, 10, 1], of))
+        signatures[name](images=tf.zeros([3, 6, 11, 1], of))
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=r"images: more than 3 in a request; .* are\] \[?300000"
+        ):
+            signatures[name](images=tf.zeros([300_000, 1, 1, 1], of))
+        with pytest.raises(
+            tf.errors.InvalidArgumentError,
+            match=r"images: more than 200 pixels in a request; .* are\] \[?201",
+        ):
+            signatures[name](images=tf.zeros([3, 1, 67, 1], of))
+    encoded = signatures["encoded_images"]
+    encoded(image_bytes=tf.constant([file_of(pictures(6, 11, 1))] * 3))
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"image_bytes: more than 3 in a request; .* are\] \[?4"
+    ):
+        encoded(image_bytes=tf.constant([b"not even looked at"] * 4))
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="image_bytes: more than 200 pixels in a request"
+    ):
+        encoded(image_bytes=tf.constant([file_of(pictures(1, 67, 1))] * 3))
+
+
+@pytest.mark.parametrize("most_pixels", [1, 2, 50])
+def test_few_pixels_do_for_the_check_and_the_warm_up(model, tmp_path, most_pixels):
+    path = saved_model(model, tmp_path / "1", most_pixels=most_pixels)
+    side = int(most_pixels**0.5)
+    assert serve(path)(images=tf.zeros([1, side, side, 3], tf.uint8))["probabilities"].shape == (
+        1,
+        side,
+        side,
+        2,
+    )
+
+
+def test_the_limits_by_default():
+    from keras_seg.export.limits import limits_of
+
+    model = unet(depth=1, base_channels=2, padding="same")
+    assert limits_of(model, "probabilities") == (2**24, 64, 2**26)
+    assert limits_of(model, "probabilities", 2**27) == (2**27, 64, 2**27)
+    # an answer of 2**30 bytes, 400 a pixel
+    many = unet(1, 100, depth=1, base_channels=2, padding="same")
+    assert limits_of(many, "probabilities") == (2**30 // 400, 64, 2**30 // 400)
 
 
 def test_loaded_in_python(model, exported, tmp_path):

@@ -174,6 +174,58 @@ def test_what_cannot_be_found_in(exported):
         signatures["encoded_images"](image_bytes=tf.constant([file_of(pictures(9, 9, 3)), b"nothing"]))
 
 
+def test_a_large_batch_goes_through_the_network_in_parts(model, tmp_path, monkeypatch):
+    from keras_seg.export import detection_graph
+
+    images = pictures(5, 30, 40, 3)  # the network sees 64 x 64
+    monkeypatch.setattr(detection_graph, "AT_ONCE", 2 * 64 * 64)
+    signature = tf.saved_model.load(str(saved_model(model, tmp_path / "1"))).signatures["serving_default"]
+    outputs = signature(images=tf.constant(images))
+    for n, image in enumerate(images):
+        same(outputs, n, keras_seg.segment(model, image, score_threshold=0.0))
+
+
+def test_pasted_masks_count_as_the_largest_image(tmp_path):
+    from keras_seg.export.limits import limits_of
+
+    model = detector()
+    assert limits_of(model, "pasted").request_pixels == 2**26  # 12 masks
+    model.detections = 100
+    assert limits_of(model, "pasted") == (2**30 // 100, 64, 2**30 // 100)
+    assert limits_of(model, "bits").request_pixels == 2**26
+    model.detections = 12
+    path = saved_model(model, tmp_path / "1", masks="pasted", most_pixels=1500, most_request_pixels=3000)
+    encoded = tf.saved_model.load(str(path)).signatures["encoded_images"]
+    wide, high = file_of(pictures(10, 60, 3)), file_of(pictures(60, 10, 3))
+    assert encoded(image_bytes=tf.constant([wide] * 5))["masks"].shape == (5, 12, 10, 60)
+    with pytest.raises(
+        tf.errors.InvalidArgumentError,
+        match=r"image_bytes, each as the largest: more than 3000 pixels in a request; .* are\] \[?7200",
+    ):
+        encoded(image_bytes=tf.constant([wide, high]))
+
+
+def test_a_request_of_many_images_is_refused(exported):
+    signatures = tf.saved_model.load(str(exported)).signatures
+    most = int(2**26 / 1.5**2)
+    for call, message in (
+        (
+            lambda: signatures["serving_default"](images=tf.zeros([65, 1, 1, 3], tf.uint8)),
+            "images: more than 64 in",
+        ),
+        (
+            lambda: signatures["encoded_images"](image_bytes=tf.constant([b""] * 65)),
+            "image_bytes: more than 64 in",
+        ),
+        (
+            lambda: signatures["serving_default"](images=tf.zeros([5, 2000, 3000, 3], tf.uint8)),
+            f"images: more than {most} pixels in a request",
+        ),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            call()
+
+
 def test_what_the_model_says_of_itself(model, exported):
     about = load(exported).about
     assert about["name"] == "small" and about["class_names"] == ["a", "b", "c"] and about["classes"] == 3

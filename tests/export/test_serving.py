@@ -79,7 +79,13 @@ def folder(tmp_path_factory):
     detector = models.mask_rcnn(2, **TINY)
     unet = models.unet(3, 2, depth=1, base_channels=2, padding="same")
     for model, name in ((detector, DETECTOR), (unet, UNET)):
-        export.saved_model(model, folder / name / "1", most_pixels=MOST_PIXELS, warmup_sizes=[(24, 20)])
+        export.saved_model(
+            model,
+            folder / name / "1",
+            most_pixels=MOST_PIXELS,
+            most_request_pixels=3 * MOST_PIXELS,
+            warmup_sizes=[(24, 20)],
+        )
     return folder
 
 
@@ -443,8 +449,23 @@ WRONG = {
     "a tensor of 2**186 bytes": (lambda: huge_tensor(2**62, 2**62, 2**62, 3), "RESOURCE_EXHAUSTED", ""),
     "300,000 images in 30 bytes": (
         lambda: huge_tensor(300_000, 1, 1, 3),
-        "RESOURCE_EXHAUSTED",
-        "300000 images",
+        "INVALID_ARGUMENT",
+        r"images: more than 64 in a request; send them in several. There are\] \[?300000",
+    ),
+    "four images at the limit": (
+        lambda: huge_tensor(4, 100, MOST_PIXELS // 100, 3),
+        "INVALID_ARGUMENT",
+        r"images: more than 60000 pixels in a request; .* are\] \[?80000",
+    ),
+    "40,000 files": (
+        lambda: many_files(40_000, encoded(picture())),
+        "INVALID_ARGUMENT",
+        r"image_bytes: more than 64 in a request; .* are\] \[?40000",
+    ),
+    "four files at the limit": (
+        lambda: many_files(4, png_header(100, MOST_PIXELS // 100)),
+        "INVALID_ARGUMENT",
+        r"image_bytes: more than 60000 pixels in a request; .* are\] \[?80000",
     ),
     "a tensor of negative size": (lambda: huge_tensor(-1, 30000, 40000, 3), "INVALID_ARGUMENT", ""),
 }
@@ -464,6 +485,13 @@ def huge_tensor(*shape) -> predict_pb2.PredictRequest:
     for side in shape:
         tensor.tensor_shape.dim.add(size=side)
     tensor.int_val.append(7)  # stands for all the others
+    return request
+
+
+def many_files(count: int, file: bytes) -> predict_pb2.PredictRequest:
+    """The last of the files that are given stands for all others."""
+    request = request_of(image_bytes=[file])
+    request.inputs["image_bytes"].tensor_shape.dim[0].size = count
     return request
 
 
