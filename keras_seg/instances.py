@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -70,7 +70,9 @@ class Instances:
                 for want, got in zip(shape, array.shape, strict=True)
             )
             if not legal:
-                expected = ", ".join(str(sizes.get(want, want)) for want in shape)
+                expected = ", ".join(
+                    str(sizes.get(want, want) if isinstance(want, str) else want) for want in shape
+                )
                 raise ValueError(f"Instances: {name} must be [{expected}], got {list(array.shape)}")
             object.__setattr__(self, name, array)
         try:
@@ -79,8 +81,8 @@ class Instances:
             raise ValueError(f"Instances: image_size is (height, width), got {self.image_size!r}") from error
         object.__setattr__(self, "image_size", (height, width))
         if self.convention not in mask_ops.CONVENTIONS:
-            legal = " or ".join(map(repr, mask_ops.CONVENTIONS))
-            raise ValueError(f"Instances: convention must be {legal}, got {self.convention!r}")
+            known = " or ".join(map(repr, mask_ops.CONVENTIONS))
+            raise ValueError(f"Instances: convention must be {known}, got {self.convention!r}")
         if len(self) and self.classes.min() < 0:
             raise ValueError(f"Instances: classes must be 0 or more, got {self.classes.min()}")
         if self.class_names is not None:
@@ -109,7 +111,7 @@ class Instances:
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | np.ndarray) -> Instances:
         chosen = self._chosen(index)
         arrays = {name: None if (array := getattr(self, name)) is None else array[chosen] for name in _ARRAYS}
-        part = dataclasses.replace(self, **arrays)
+        part = dataclasses.replace(self, **cast("dict[str, Any]", arrays))
         if "masks" in self.__dict__:  # pasted already
             part.__dict__["masks"] = _read_only(self.masks[chosen], bool)
         return part
@@ -143,8 +145,8 @@ class Instances:
         if score_threshold is not None:
             keep &= self.scores >= score_threshold
         if classes is not None:
-            single = isinstance(classes, (int, np.integer, str))
-            keep &= np.isin(self.classes, [self._class(k) for k in ([classes] if single else classes)])
+            several = [classes] if isinstance(classes, (int, np.integer, str)) else classes
+            keep &= np.isin(self.classes, [self._class(k) for k in several])
         chosen = np.flatnonzero(keep)
         if max_detections is not None:
             if max_detections < 0:
@@ -158,9 +160,9 @@ class Instances:
         scores the first). ValueError without masks."""
         labels = np.zeros(self.image_size, np.int32)
         order = np.argsort(-self.scores, kind="stable")[::-1]
-        masks, boxes, *options = self._mask_arguments("to_labels")
+        masks, boxes, size, threshold, convention = self._mask_arguments("to_labels")
         for k, (rows, columns, inside) in zip(
-            order, mask_ops.windows(masks[order], boxes[order], *options), strict=True
+            order, mask_ops.windows(masks[order], boxes[order], size, threshold, convention), strict=True
         ):
             labels[rows, columns][inside] = k + 1
         return labels
@@ -195,7 +197,7 @@ class Instances:
                 result["segmentation"] = rle
         if self.keypoints is not None:
             shift = 0.0 if self.convention == "torchvision" else PIXEL_CENTRE
-            shifted = self.keypoints - np.float32([shift, shift, 0])
+            shifted = self.keypoints - np.array([shift, shift, 0], np.float32)
             for result, keypoints in zip(results, shifted, strict=True):
                 result["keypoints"] = keypoints.ravel().tolist()
         return results
@@ -249,6 +251,6 @@ class Instances:
 
 
 def _read_only(array: Any, dtype: type) -> np.ndarray:
-    view = np.asarray(array, dtype).view()
+    view: np.ndarray = np.asarray(array, dtype).view()
     view.flags.writeable = False
     return view

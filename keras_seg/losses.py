@@ -47,7 +47,7 @@ def weight_map(
     if not sigma > 0 or w0 < 0:
         raise ValueError(f"weight_map: needs sigma > 0 and w0 >= 0, got sigma={sigma}, w0={w0}")
     if class_weights is None:
-        class_weights = class_balance([np.where(labels > 0, 1, labels)], classes=2)
+        class_weights = class_balance([np.where(labels > 0, 1, labels)], classes=2).tolist()
     if len(class_weights) != 2:
         raise ValueError(
             f"weight_map: class_weights are (background, cells), got {len(class_weights)} values"

@@ -68,7 +68,7 @@ def _parse_slices(value: Any) -> list[int]:
     """`"0-9, 12"`, `7` or a list of such, to a list of integers."""
     if not isinstance(value, list | tuple):
         value = [part for part in str(value).split(",") if part.strip()]
-    slices = []
+    slices: list[int] = []
     for part in value:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(part))
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
@@ -311,6 +311,9 @@ class Expect(Block):
     tolerance: NonNegativeFloat
 
 
+Data = IsbiData | CellTrackingData | FolderData | CocoData
+
+
 class Recipe(Block):
     """A whole recipe. `str(recipe)` is its card."""
 
@@ -319,9 +322,7 @@ class Recipe(Block):
     summary: str
     note: str = ""
     model: Annotated[UNetModel | MaskRCNNModel, Field(discriminator="builder")]
-    data: (
-        Annotated[IsbiData | CellTrackingData | FolderData | CocoData, Field(discriminator="reader")] | None
-    ) = None
+    data: Annotated[Data, Field(discriminator="reader")] | None = None
     training: Training | None = None
     weights: Weights | None = None
     published: Published | None = None
@@ -339,7 +340,7 @@ class Recipe(Block):
             raise ValueError(
                 f"data.reader: {self.data.reader!r} is not for the builder {self.model.builder!r}"
             )
-        if self.data and getattr(self.data, "proposals", None) and self.model.rpn_only:
+        if self.data and getattr(self.data, "proposals", None) and getattr(self.model, "rpn_only", False):
             raise ValueError(
                 "data.proposals: the model is nothing but an RPN (rpn_only), which makes proposals"
             )

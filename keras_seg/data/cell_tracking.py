@@ -23,7 +23,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from scipy import ndimage
@@ -148,7 +148,7 @@ def cell_tracking(
     class_weights: Sequence[float] | None = None,
     value_range: tuple[float, float] | None = None,
     allow_single_class: bool = False,
-    **tiling,
+    **tiling: Any,
 ) -> tf.data.Dataset:
     """Annotated frames as a dataset of training tiles: `read`, then `tiles.tile_dataset(samples, **tiling)`.
 
@@ -225,7 +225,7 @@ def _numbered(folder: Path, prefix: str) -> dict[int, Path]:
 
 
 def _number(path: Path) -> int:
-    return int(re.search(r"\d+$", path.stem).group())
+    return int(cast(re.Match, re.search(r"\d+$", path.stem)).group())
 
 
 def _labels(path: Path, image: np.ndarray, image_path: Path) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -38,8 +38,8 @@ class Images:
 
     def add(self, image: dict, place: int) -> None:
         name = _identity(image, place)
-        fields = [_integer(image, field) for field in ("id", "height", "width")]
-        file_name = image.get("file_name")
+        fields: list[Any] = [_integer(image, field) for field in ("id", "height", "width")]
+        file_name: Any = image.get("file_name")
         wrong = [(f, m) for f, m in zip(("id", "height", "width"), fields, strict=True) if isinstance(m, str)]
         if not wrong:
             wrong = [
@@ -65,11 +65,9 @@ class Categories:
 
     def add(self, category: dict, place: int) -> None:
         entry = _identity(category, place)
-        number, name, keypoints = (
-            _integer(category, "id"),
-            category.get("name"),
-            category.get("keypoints", []),
-        )
+        number: Any = _integer(category, "id")
+        name: Any = category.get("name")
+        keypoints: Any = category.get("keypoints", [])
         wrong = []
         if isinstance(number, str):
             wrong.append(("id", number))
@@ -93,7 +91,9 @@ class _Decimals:
     AT_ONCE = 2**16
 
     def __init__(self) -> None:
-        self.fresh, self.kept, self.typecode = array("d"), array("i"), "i"
+        self.fresh = array("d")
+        self.kept: Any = array("i")
+        self.typecode = "i"
 
     def __len__(self) -> int:
         return len(self.kept) + len(self.fresh)
@@ -109,7 +109,7 @@ class _Decimals:
                     return as_array(self.kept, np.int32)
                 self.typecode, self.kept = "d", array("d", (as_array(self.kept, np.int32) / 100).tobytes())
             self.kept.frombytes(values.view(np.uint8))
-        return as_array(self.kept, np.dtype(self.typecode))
+        return as_array(self.kept, cast(Any, np.dtype(self.typecode)))
 
 
 class Objects:
@@ -131,7 +131,7 @@ class Objects:
         if len(self.points.fresh) > _Decimals.AT_ONCE:
             self.points.settle()
         points, settled = self.points.fresh, len(self.points.kept)
-        columns = (
+        columns: tuple[Any, ...] = (
             self.ids, self.images, self.categories, self.crowd, self.boxes, points, self.point_splits,
             self.polygon_splits, self.runs, self.run_splits, self.run_sizes, self.keypoints, self.keypoint_splits,
         )  # fmt: skip

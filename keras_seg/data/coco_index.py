@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -162,7 +162,7 @@ def read_index(
     if errors:
         name = "the annotations" if isinstance(annotations, Mapping) else annotations
         raise ValueError(f"{name}: {summarise(errors)}")
-    return index, problems
+    return cast(CocoIndex, index), problems
 
 
 def summarise(problems: Sequence[Problem], shown: int = SHOWN) -> str:
@@ -426,8 +426,8 @@ def _clip_part(
     limit = sizes[:, ::-1].astype(np.float64)
     clipped = np.concatenate([np.clip(corners[:, :2], 0, limit), np.clip(corners[:, 2:], 0, limit)], axis=1)
     side = (clipped[:, 2:] - clipped[:, :2]).min(axis=1, initial=np.inf)
-    flat = (boxes[:, 2:] <= 0).any(axis=1)
-    outside = ~flat & ((corners[:, :2] >= limit) | (corners[:, 2:] <= 0)).any(axis=1)
+    flat: np.ndarray = np.any(boxes[:, 2:] <= 0, axis=1)
+    outside: np.ndarray = ~flat & ((corners[:, :2] >= limit) | (corners[:, 2:] <= 0)).any(axis=1)
     tiny = ~flat & ~outside & (side < min_box_side)
     out_by = np.abs(corners - clipped).max(axis=1, initial=0)
 

@@ -127,7 +127,7 @@ def label_annotations(
     order = np.argsort(of_run, kind="stable")
     splits = np.searchsorted(of_run[order], np.arange(len(numbers) + 1))
     areas = np.bincount(columns, minlength=len(numbers))
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for rank, (rows, across) in enumerate(ndimage.find_objects(ranks), start=1):
         runs = order[splits[rank] : splits[rank + 1]]
         edges = np.stack([starts[runs], stops[runs]], axis=1).ravel()

@@ -158,7 +158,7 @@ class Geometry(NamedTuple):
         (y, rows), (x, columns) = spans
         bitmap = bitmap[rows[:, None], columns]
         if (shrinks := self.resized[0] < self.original[0] or self.resized[1] < self.original[1]) or self.cuts:
-            across, down = bitmap.any(axis=0), bitmap.any(axis=1)
+            across, down = (np.asarray(bitmap.any(axis=axis)) for axis in (0, 1))
             if not across.any():
                 return (0, 0), bitmap[:0, :0]
             if shrinks or not (down[0] and down[-1] and across[0] and across[-1]):
@@ -188,7 +188,7 @@ def draw_geometry(
     large_scale_jitter.
     """
     height, width = size
-    if options.large_scale_jitter:
+    if options.large_scale_jitter and options.crop:
         factor = random.uniform(*options.large_scale_jitter) * min(
             options.crop / height, options.crop / width
         )
@@ -208,7 +208,7 @@ def draw_geometry(
         flips = bool(turn & 1), bool(turn & 2), bool(turn & 4)
     else:
         flips = False, bool(random.random() < options.flip), False
-    return Geometry(size, resized, (*corner, *kept), *flips)
+    return Geometry(size, resized, (corner[0], corner[1], kept[0], kept[1]), *flips)
 
 
 def vary_colours(

@@ -80,7 +80,7 @@ def make_item(
     return {
         "image": image,
         "size": np.array(geometry.size, np.float32),
-        "image_id": np.int64(annotated.image_id),
+        "image_id": np.asarray(annotated.image_id, np.int64),
         **_objects(annotated, geometry, options),
         **({} if proposals is None else {"proposals": _moved(proposals, geometry)}),
     }
@@ -253,8 +253,8 @@ def _visible(
         return None
     if not found:
         return np.zeros(4)
-    found = np.array(found, np.float64)
-    return np.concatenate([found[:, :2].min(axis=0), found[:, 2:].max(axis=0)])
+    boxes = np.array(found, np.float64)
+    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 
 def _clip_polygon(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -107,7 +107,7 @@ def folder(
     class_weights: Sequence[float] | None = None,
     value_range: tuple[float, float] | None = None,
     allow_single_class: bool = False,
-    **tiling,
+    **tiling: Any,
 ) -> tf.data.Dataset:
     """Image and mask pairs as a dataset of tiles: `read`, then `tiles.tile_dataset(samples, **tiling)`.
 
@@ -165,12 +165,12 @@ def _coding(classes: Mapping[str, Value], ignore_value: Value | None) -> _Coding
 
 
 def _code(value: Value, rgb: bool) -> int:
-    numbers = [int(number) for number in value] if rgb else [value]
+    numbers: list[Any] = [int(number) for number in value] if rgb and isinstance(value, Sequence) else [value]
     if len(numbers) != (3 if rgb else 1) or any(isinstance(number, bool) for number in numbers):
         raise ValueError(value)
     if min(numbers) < 0 or (rgb and max(numbers) > 255) or any(number != int(number) for number in numbers):
         raise ValueError(value)
-    return (numbers[0] << 16) + (numbers[1] << 8) + numbers[2] if rgb else int(value)
+    return (numbers[0] << 16) + (numbers[1] << 8) + numbers[2] if rgb else int(numbers[0])
 
 
 def _label(mask: np.ndarray, coding: _Coding, allow_single_class: bool) -> tuple[np.ndarray, str | None]:

@@ -207,7 +207,7 @@ def _read_tiff(path: Path, *, planes: Literal["RGB", "pages"]) -> np.ndarray:
         with _tiff_damage() as damage, tifffile.TiffFile(path) as file:
             series, page = file.series, file.pages[0]
             shape, axes = series[0].shape, series[0].axes
-            photometric, compression = page.photometric, page.compression
+            photometric, compression = (getattr(page, field) for field in ("photometric", "compression"))
             _check_unpacked(path, series[0].nbytes)
             array = series[0].asarray()
     except DecompressionBomb:
@@ -222,7 +222,9 @@ def _read_tiff(path: Path, *, planes: Literal["RGB", "pages"]) -> np.ndarray:
         )
     inks = photometric == tifffile.PHOTOMETRIC.SEPARATED and axes == "YXS" and shape[-1] == 4
     if inks and array.dtype == np.uint8:
-        array = np.asarray(Image.frombytes("CMYK", shape[1::-1], np.ascontiguousarray(array)).convert("RGB"))
+        array = np.asarray(
+            Image.frombytes("CMYK", (shape[1], shape[0]), np.ascontiguousarray(array)).convert("RGB")
+        )
     elif not (
         photometric in PLAIN or (photometric == tifffile.PHOTOMETRIC.YCBCR and compression in JPEG_IN_TIFF)
     ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -92,7 +92,7 @@ def isbi(
     membrane_edge_weight: float = 1.0,
     value_range: tuple[float, float] | None = None,
     allow_single_class: bool = False,
-    **tiling,
+    **tiling: Any,
 ) -> tf.data.Dataset:
     """Annotated slices as a dataset of training tiles: `read`, then `tiles.tile_dataset(samples, **tiling)`.
 

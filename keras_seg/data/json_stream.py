@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["sections"]
 
@@ -113,7 +113,7 @@ class _Text:
     def next_character(self) -> str:
         """The next one that is no blank, not consumed; "" at the end."""
         while True:
-            self.position = SPACE.match(self.text, self.position).end()
+            self.position = cast(re.Match, SPACE.match(self.text, self.position)).end()
             if self.position < len(self.text) or not self.read_more():
                 return self.text[self.position : self.position + 1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tifffile
 
@@ -46,7 +47,8 @@ def from_label_images(
         ]
     else:
         pairs = _stack_pages(images, labels, output, overwrite)
-    records, annotations = [], []
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (name, size, read, label_name) in enumerate(track(pairs, "Converting labels"), start=1):
         label, (height, width) = read(), size()
         if label.shape != (height, width):

@@ -57,7 +57,7 @@ def from_labelme(
         image = path.parent / PurePosixPath(
             str(content.get("imagePath") or f"{path.stem}.jpg").replace("\\", "/")
         )
-        size = content.get("imageHeight"), content.get("imageWidth")
+        size: Any = content.get("imageHeight"), content.get("imageWidth")
         if not all(isinstance(side, int) and side > 0 for side in size):
             size = image_size(image) if image.is_file() else (0, 0)
         collected.add_image(os.path.relpath(image, folder).replace(os.sep, "/"), size, image)

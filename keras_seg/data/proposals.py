@@ -17,6 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -221,4 +222,4 @@ def _in_place(path: Path, name: str) -> np.ndarray:
         if not np.prod(shape):
             return np.zeros(shape, dtype)
         order: str = "F" if column_major else "C"
-        return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=order)
+        return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=cast(Any, order))

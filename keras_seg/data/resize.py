@@ -19,6 +19,7 @@ def shortest_edge_size(
         return max(1, int(height * factor)), max(1, int(width * factor))
     scale = short_side / min(height, width)
     # the shorter side is not multiplied: where a half is rounded, its last bit counts
+    sides: tuple[float, float]
     sides = (short_side, width * scale) if height < width else (height * scale, short_side)
     if max(sides) > max_side:
         shrink = max_side / max(sides)

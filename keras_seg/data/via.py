@@ -113,10 +113,10 @@ def _via_outline(shape: Mapping[str, Any], where: str) -> list[float] | None:
     if kind in ("point", "polyline"):
         return None
     if kind == "polygon":
-        x, y = (finite_numbers(shape.get(name), where, name) for name in ("all_points_x", "all_points_y"))
-        if x.shape != y.shape:
-            raise ValueError(f"{where}: {x.size} all_points_x and {y.size} all_points_y")
-        return np.stack([x, y], axis=-1).ravel().tolist()
+        xs, ys = (finite_numbers(shape.get(name), where, name) for name in ("all_points_x", "all_points_y"))
+        if xs.shape != ys.shape:
+            raise ValueError(f"{where}: {xs.size} all_points_x and {ys.size} all_points_y")
+        return np.stack([xs, ys], axis=-1).ravel().tolist()
     if kind == "rect":
         x, y, width, height = values("x", "y", "width", "height")
         return [x, y, x + width, y, x + width, y + height, x, y + height]

@@ -7,13 +7,14 @@ V. Ulman et al., "An objective comparison of cell-tracking algorithms", Nature M
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
 def seg(
     prediction: np.ndarray | Sequence[np.ndarray], reference: np.ndarray | Sequence[np.ndarray]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Mean Jaccard index of the reference's objects, over all frames together. 1 is best.
 
     A reference object R is matched by the predicted object S that covers more than half of it,
@@ -39,7 +40,7 @@ def seg(
     predicted, references = _frames(prediction, "prediction"), _frames(reference, "reference")
     if len(predicted) != len(references):
         raise ValueError(f"prediction has {len(predicted)} frames and reference {len(references)}")
-    frames = []
+    frames: list[dict[str, Any]] = []
     for number, (found, truth) in enumerate(zip(predicted, references)):
         if found.shape != truth.shape:
             raise ValueError(f"frame {number}: prediction has shape {found.shape}, reference {truth.shape}")
@@ -51,7 +52,7 @@ def seg(
     return {"SEG": sum(overlaps) / objects, "n_ref": objects, "n_matched": len(overlaps), "frames": frames}
 
 
-def _frame_score(prediction: np.ndarray, reference: np.ndarray) -> dict[str, object]:
+def _frame_score(prediction: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     reference_ids, rows, reference_sizes = _objects(reference)
     predicted_ids, columns, predicted_sizes = _objects(prediction)
     pairs, shared = np.unique(rows * len(predicted_ids) + columns, return_counts=True)
@@ -78,7 +79,8 @@ def _objects(frame: np.ndarray) -> tuple[list[int], np.ndarray, list[int]]:
 
 def _frames(stack: np.ndarray | Sequence[np.ndarray], name: str) -> list[np.ndarray]:
     """The frames of a stack, checked."""
-    frames = [stack] if getattr(stack, "ndim", None) == 2 else [np.asarray(frame) for frame in stack]
+    several = [stack] if isinstance(stack, np.ndarray) and stack.ndim == 2 else stack
+    frames = [np.asarray(frame) for frame in several]
     for number, frame in enumerate(frames):
         where = f"{name}, frame {number}"
         if frame.ndim != 2:

@@ -67,7 +67,10 @@ class Score:
 
     def table(self) -> str:
         """The figures, and below them a line a class if there are several; percent, "-" without objects."""
-        rows = [("", *self.figures), (f"all ({self.iou_type})", *self.figures.values())]
+        rows: list[tuple[Any, ...]] = [
+            ("", *self.figures),
+            (f"all ({self.iou_type})", *self.figures.values()),
+        ]
         if len(self.per_class) > 1:
             rows += [(name, *figures.values()) for name, figures in self.per_class.items()]
         cells = [
@@ -132,7 +135,7 @@ def score(
     max_detections = MAX_DETECTIONS[iou_type] if max_detections is None else int(max_detections)
     found = coco_data.read_results(results, truth, iou_type, category_ids)
     chosen = _chosen_images(image_ids, truth)
-    sigmas = _sigmas(sigmas, truth, found) if iou_type == "keypoints" else None
+    spreads = _sigmas(sigmas, truth, found) if iou_type == "keypoints" else None
     notes = []
     if not found:
         notes.append("there are no results, so that every figure is 0")
@@ -140,7 +143,7 @@ def score(
         notes.append("the annotations hold no object, so that every figure is -1")
     counts = [max_detections] if iou_type == "keypoints" else sorted({1, 10, max_detections})
     counts = [count for count in counts if count <= max_detections]
-    evaluation = _run(truth, found, iou_type, counts, sorted(chosen), sigmas, backend)
+    evaluation = _run(truth, found, iou_type, counts, sorted(chosen), spreads, backend)
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     labels = _labels(evaluation.params, counts, iou_type)
     names = list(truth.categories.values())
@@ -202,7 +205,7 @@ def _labels(params: Any, counts: list[int], iou_type: str) -> dict[str, tuple[bo
     }
     last, kinds = len(counts) - 1, list(params.areaRngLbl)
     sizes = {AREAS[kind]: (kinds.index(kind), last) for kind in kinds if kind != "all"}
-    labels = {}
+    labels: dict[str, tuple[bool, int | None, int, int]] = {}
     for name, is_precision in (("AP", True), ("AR", False)):
         if is_precision or iou_type == "keypoints":
             labels[name] = (is_precision, None, 0, last)

@@ -223,8 +223,8 @@ def load(source: Any, what: str) -> tuple[Any, str]:
         raise ValueError(f"{path}: brackets nested too deeply for {what}") from None
 
 
-def _by_id(records: list[Any], what: str, name: str) -> dict[int, dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
+def _by_id(records: list[Any], what: str, name: str) -> dict[int, Any]:
+    found: dict[int, Any] = {}
     for place, record in enumerate(records):
         if not isinstance(record, Mapping) or not _is_integer(record.get("id")):
             got = _kind(record) if not isinstance(record, Mapping) else f"id is {record.get('id')!r}"
@@ -371,7 +371,8 @@ def _given_run_lengths(
 ) -> dict[str, Any]:
     from pycocotools import mask as coco
 
-    given, counts = segmentation.get("size"), segmentation.get("counts")
+    given: Any = segmentation.get("size")
+    counts: Any = segmentation.get("counts")
     compressed = isinstance(counts, (str, bytes))
     whole = isinstance(given, Sequence) and len(given) == 2 and all(_is_integer(s) and s > 0 for s in given)
     if not (compressed and whole):

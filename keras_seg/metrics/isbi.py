@@ -173,7 +173,7 @@ def _scores(probability: np.ndarray, labels: np.ndarray, wanted: Sequence[str]) 
         proposal, interior = proposal[None], interior[None]
     if proposal.ndim != 3:
         raise ValueError(f"probability and labels must be [N, H, W] or [H, W], not {proposal.shape}")
-    scores = {}
+    scores: dict[str, Score] = {}
     if not {"pixel_error", "pixel_disagreement"}.isdisjoint(wanted):
         scores |= _pixel_scores(proposal, interior)
     if "rand_error" in wanted:
@@ -191,7 +191,7 @@ def _pixel_scores(proposal: np.ndarray, interior: np.ndarray) -> dict[str, Score
     for threshold in THRESHOLDS:
         binary = proposal > threshold
         tp = np.count_nonzero(binary & interior)
-        counts = Counts(tp, fp=np.count_nonzero(binary) - tp, fn=positives - tp)
+        counts = Counts(int(tp), fp=int(np.count_nonzero(binary) - tp), fn=int(positives - tp))
         f_scores.append(f_score(counts))
         disagreements.append((counts.fp + counts.fn) / interior.size)
     return {
@@ -233,7 +233,7 @@ def _warping_scores(proposal: np.ndarray, interior: np.ndarray) -> dict[str, Sco
             binary = image > threshold
             classes = mismatch_classes(warp(label, binary, np.abs(image - threshold)), binary)
             errors[k] += np.count_nonzero((classes == SPLIT) | (classes == MERGE))
-    return {"warping_error": Score.lowest(errors / interior.size)}
+    return {"warping_error": Score.lowest((errors / interior.size).tolist())}
 
 
 def _checked_probability(probability: np.ndarray) -> np.ndarray:

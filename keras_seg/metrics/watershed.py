@@ -35,7 +35,7 @@ def thin_membranes(interior: np.ndarray) -> np.ndarray:
     stride = columns_first.shape[1]
     directions = np.array([[-stride], [-1], [stride], [1]])
 
-    turns = np.full(columns_first.shape, _NEVER)
+    turns: np.ndarray = np.full(columns_first.shape, _NEVER)
     turns[1:-1, 1:-1][~interior.T] = _NOT_YET
     turns = turns.ravel()
     basins = labelled.ravel()  # 0 where not reached as well as on lines: neither has a say

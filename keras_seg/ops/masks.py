@@ -197,7 +197,7 @@ def _axes(box: np.ndarray, cells: int, size: tuple[int, int], convention: str) -
     return y, _axis(box[0], box[2], cells, size[1], convention)
 
 
-def _axis(low: np.float32, high: np.float32, cells: int, length: int, convention: str) -> _Axis:
+def _axis(low: Any, high: Any, cells: int, length: int, convention: str) -> _Axis:
     nothing = _Axis(0.0, 1.0, 0, 0)
     if not (np.isfinite(low) and np.isfinite(high)) or high < low:
         return nothing
@@ -225,7 +225,9 @@ def _weights(axis: _Axis, cells: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells)))
 
 
-def _windows(masks, boxes, size, threshold, convention) -> Iterator[tuple[slice, slice, np.ndarray]]:
+def _windows(
+    masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float, convention: str
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
     for mask, box in zip(masks, boxes, strict=True):
         y, x = _axes(box, len(mask), size, convention)
         height, width = y.stop - y.start, x.stop - x.start
@@ -313,7 +315,9 @@ def _cell_averages(
 # -- arguments -------------------------------------------------------------------------------------------------
 
 
-def _check(masks, boxes, size, convention) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+def _check(
+    masks: Any, boxes: Any, size: Any, convention: Any
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     masks, boxes = np.asarray(masks, np.float32), _check_boxes(boxes)
     _check_convention(convention)
     if masks.ndim != 3 or masks.shape[1] != masks.shape[2] or not masks.shape[1]:

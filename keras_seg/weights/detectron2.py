@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -65,7 +66,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     arrays = {name: array for name, array in model.items() if not IGNORED.fullmatch(name)}
     names = {name: rename(name) for name in arrays}
     require_understood(path, arrays, (name for name in arrays if names[name]), "Detectron2")
-    return {names[name]: _convert(names[name], array) for name, array in arrays.items()}
+    ours = {name: cast(str, names[name]) for name in arrays}
+    return {ours[name]: _convert(ours[name], array) for name, array in arrays.items()}
 
 
 def _convert(name: str, array: np.ndarray) -> np.ndarray:

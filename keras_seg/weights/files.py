@@ -94,7 +94,8 @@ def load_weights(model: keras.Model, path: str | Path, *, may_be_fresh: Collecti
     or foreign file, or one of another network (lists variables missing, left over or of another shape).
     """
     layers = dict(leaf_layers(model))
-    own, arrays = {}, {}
+    own: dict[str, keras.Variable] = {}
+    arrays: dict[str, np.ndarray] = {}
     stored = _read(Path(path))
     for place in dict.fromkeys([*layers, *stored]):
         variables = _variables(layers[place]) if place in layers else {}

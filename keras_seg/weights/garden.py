@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +132,7 @@ def _backbone(file: LayerFile, norm_eps: float) -> dict[str, np.ndarray]:
         if first:
             places[f"{name}_shortcut"] = f"{layer}/_shortcut", f"{layer}/_norm0"
         places |= {f"{name}_conv{k}": (f"{layer}/_conv{k}", f"{layer}/_norm{k}") for k in (1, 2, 3)}
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for ours, (convolution, norm) in places.items():
         part = file.normalized(convolution, norm, EPSILON, norm_eps=norm_eps, bias=False)
         arrays |= {f"backbone/{ours}{variable}": array for variable, array in part.items()}
@@ -161,15 +161,16 @@ def _rpn(file: LayerFile) -> dict[str, np.ndarray]:
         for place, level in enumerate(LEVELS):
             norm = f"rpn_head/_norms/{place}/{index}"
             layers[f"{name}_p{level}"] = file.folded(convolution, norm, EPSILON)
-    layers["objectness_logits"] = [array[..., ::-1] for array in file.linear("rpn_head/_classifier")]
+    layers["objectness_logits"] = _each(file.linear("rpn_head/_classifier"), lambda array: array[..., ::-1])
     deltas = file.grouped("rpn_head/_box_regressor", 4)
-    layers["anchor_deltas"] = [ungrouped(array[..., ::-1, XY]) for array in deltas]
+    layers["anchor_deltas"] = _each(deltas, lambda array: ungrouped(array[..., ::-1, XY]))
     return _named("rpn", layers)
 
 
 def _box_head(file: LayerFile, norm_eps: float) -> dict[str, np.ndarray]:
     head = "detection_head/0" if "detection_head/0/_classifier" in file else "detection_head"
-    arrays, layers = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    layers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for index, convolution in enumerate(_numbered(file, f"{head}/_convs")):
         part = file.normalized(convolution, f"{head}/_conv_norms/{index}", EPSILON, norm_eps=norm_eps)
         arrays |= {f"box_head/conv{index + 1}{variable}": array for variable, array in part.items()}
@@ -184,6 +185,13 @@ def _box_head(file: LayerFile, norm_eps: float) -> dict[str, np.ndarray]:
     return arrays | _named("box_head", layers) | _named("box_predictor", predictor)
 
 
+def _each(
+    pair: tuple[np.ndarray, np.ndarray], change: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias, changed alike."""
+    return change(pair[0]), change(pair[1])
+
+
 def _mask_head(file: LayerFile) -> dict[str, np.ndarray]:
     if not any(layer.startswith("mask_head/") for layer in file.layers):
         return {}  # Faster R-CNN
@@ -193,7 +201,7 @@ def _mask_head(file: LayerFile) -> dict[str, np.ndarray]:
     layers["deconv"] = file.folded("mask_head/_deconv", "mask_head/_deconv_bn", EPSILON, axis=-2)
     masks = file.linear("mask_head/_mask_regressor")
     agnostic = len(masks[1]) == 1  # else the first mask is the background's
-    layers["predictor"] = [array[..., 0 if agnostic else 1 :] for array in masks]
+    layers["predictor"] = _each(masks, lambda array: array[..., 0 if agnostic else 1 :])
     return _named("mask_head", layers)
 
 

@@ -40,7 +40,7 @@ def convert(file: LayerFile, *, epsilon: float, norm_eps: float) -> dict[str, np
     moving means take them in. Raises ValueError naming what the file lacks, or what does not fit together.
     """
     theirs = {ours: layer for layer in file.layers if (ours := rename(layer))}
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for ours, layer in theirs.items():
         if ours.endswith("_norm"):
             continue

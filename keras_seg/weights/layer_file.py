@@ -59,8 +59,11 @@ class LayerFile:
     ) -> dict[str, np.ndarray]:
         """{"/kernel": …, "_norm/gamma": …, …} of a convolution without a bias and a normalisation that adds `norm_eps`
         to the variance, which do what a convolution and one that adds `epsilon` do. bias: the file's has one."""
-        kernel, own = self.linear(layer) if bias else (*self._take(layer, "kernel"), None)
-        own = np.zeros(kernel.shape[-1], np.float32) if own is None else own
+        if bias:
+            kernel, own = self.linear(layer)
+        else:
+            (kernel,) = self._take(layer, "kernel")
+            own = np.zeros(kernel.shape[-1], np.float32)
         gamma, beta, mean, variance = self._statistics(norm, layer, own)
         shifted = (variance.astype(np.float64) + (epsilon - norm_eps)).astype(np.float32)
         values = dict(zip(STATISTICS, (gamma, beta, mean - own, shifted), strict=True))

@@ -14,7 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class _DType:
         dtype = np.dtype(self.code)
         if dtype.kind not in "biuf":
             raise ValueError(f"an array of type {self.code!r}; weights are numbers")
-        return dtype.newbyteorder(self.order)
+        return dtype.newbyteorder(cast(Any, self.order))
 
 
 class _Scalar:

@@ -5,8 +5,10 @@ torchvision's class 0 is the background; here it is the last, has no boxes and n
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -65,7 +67,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     rpn_convs = max(1, sum(name.startswith("rpn.head.conv") and name.endswith("weight") for name in arrays))
     names = {name: rename(name, name.rpartition(".")[0] in normalized, rpn_convs) for name in arrays}
     require_understood(path, arrays, (name for name in arrays if names[name]), "torchvision")
-    return {names[name]: _convert(names[name], array) for name, array in arrays.items()}
+    ours = {name: cast(str, names[name]) for name in arrays}
+    return {ours[name]: _convert(ours[name], array) for name, array in arrays.items()}
 
 
 def _layer(module: str, rpn_convs: int) -> str | None:
@@ -75,7 +78,7 @@ def _layer(module: str, rpn_convs: int) -> str | None:
         if match := re.fullmatch(pattern, module):
             if ours == "rpn/conv" and rpn_convs > 1:
                 return f"rpn/conv{match[1]}"
-            return re.sub(r"\{(\d)\+(\d)\}", lambda part, found=match: _sum(found, part), ours)
+            return re.sub(r"\{(\d)\+(\d)\}", functools.partial(_sum, match), ours)
     return None
 
 
