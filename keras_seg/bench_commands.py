@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import keras_seg
-from keras_seg.command_options import AsJson, Name, WeightsFile, check_own_rpn, examples
+from keras_seg.command_options import AsJson, Name, WeightsFile, check_own_rpn, examples, import_tensorflow
 
 __all__ = ["add_to"]
 
@@ -52,6 +52,7 @@ def bench(
         sizes = [int(size) for size in batch_sizes.split(",")]
     except ValueError:
         raise ValueError(f"--batch-sizes {batch_sizes}: must be numbers of images, as in 1,2,4") from None
+    import_tensorflow()
     report = measure(
         name, None if weights == "none" else weights, image=image, size=size, batch_sizes=sizes, rounds=rounds,
         warmup=warmup, precision=precision,

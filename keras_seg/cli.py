@@ -21,12 +21,11 @@ from keras_seg import (
     export_commands,
     segment_commands,
 )
-from keras_seg.command_options import AsJson, DataFolder, Name, examples
+from keras_seg.command_options import DEBUG, AsJson, DataFolder, Name, examples, import_tensorflow
 
 if TYPE_CHECKING:
     from keras_seg.recipe import Recipe
 
-DEBUG = "KERAS_SEG_DEBUG"
 WRONG_USE, UNEXPECTED, STOPPED = 2, 3, 130
 # Of TensorFlow's C++ side: what the package asks for, and without its errors too, one of which tells of each
 # machine that it has no GPU. What fails is an exception as well.
@@ -99,6 +98,7 @@ def train(
     """Train a recipe on your own data."""
     recipe = keras_seg.zoo.show(name).override(_parse_changes(changes or []))
     output = output or Path("runs") / recipe.name
+    import_tensorflow()
     keras_seg.training.train(
         recipe, data, output, weights=weights, resume=resume, steps=steps, all_data=all_data
     )
@@ -122,6 +122,7 @@ def average(
     half: Annotated[bool, typer.Option("--half", help="Store kernels in half precision.")] = False,
 ) -> None:
     """One network from several runs: the mean of their weights, with its own statistics of batch normalisation."""
+    import_tensorflow()
     from keras_seg.weights import save_weights
 
     model = keras_seg.training.average(keras_seg.zoo.show(name), data, files, all_data=all_data)
@@ -151,6 +152,7 @@ def import_weights(
     ] = None,
 ) -> None:
     """Convert the weights that another library published, for a model with the same parts."""
+    import_tensorflow()
     from keras_seg.weights import formats, save_weights
     from keras_seg.weights.assign import assign
 
@@ -167,6 +169,7 @@ def import_weights(
 @app.command(epilog=examples("keras-seg doctor", "keras-seg doctor --json"))
 def doctor(as_json: AsJson = False) -> None:
     """Say what keras_seg runs on here: versions, devices, cache folder, and which RoIAlign and why."""
+    import_tensorflow()
     from keras_seg.doctor import examine, report
 
     found = examine()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from keras_seg.recipe_models import MaskRCNNModel
 
 __all__ = [
+    "DEBUG",
     "AsJson",
     "DataFolder",
     "Name",
@@ -21,6 +24,7 @@ __all__ = [
     "complete_model",
     "detector_of",
     "examples",
+    "import_tensorflow",
 ]
 
 
@@ -39,6 +43,8 @@ def examples(*commands: str) -> str:
     return "\n\n".join(("Examples:", *commands))
 
 
+DEBUG = "KERAS_SEG_DEBUG"  # shows tracebacks and what TensorFlow says
+
 Name = Annotated[
     str,
     typer.Argument(
@@ -55,6 +61,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing el
 def detector_of(recipe: Recipe) -> MaskRCNNModel | None:
     """The recipe's `model:` block if it is a detector's."""
     return recipe.model if recipe.model.builder == "mask_rcnn" else None
+
+
+def import_tensorflow() -> None:
+    """TensorFlow without the lines that it writes about itself to standard error, whatever its log level, as it starts; with
+    KERAS_SEG_DEBUG they are shown."""
+    if "tensorflow" in sys.modules or os.environ.get(DEBUG):
+        return
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_own_rpn(recipe: Recipe) -> None:

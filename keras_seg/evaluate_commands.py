@@ -18,6 +18,7 @@ from keras_seg.command_options import (
     complete_model,
     detector_of,
     examples,
+    import_tensorflow,
 )
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def evaluate_model(
 
     recipe = None if name.endswith(".json") or Path(name).is_dir() else keras_seg.zoo.show(name)
     detector = None if recipe is None else detector_of(recipe)
+    if not name.endswith(".json"):
+        import_tensorflow()
     if recipe is not None and detector is None:
         figures = _evaluate_unet(recipe, data, weights, report, report_pictures)
         shown = json.dumps(figures) if as_json else "\n".join(f"{k:<20} {v:.6g}" for k, v in figures.items())
@@ -204,6 +207,7 @@ def proposals(
     batch_size: Annotated[int, typer.Option(min=1, help="Images to compute at once.")] = 1,
 ) -> None:
     """Store what a region proposal network proposes in each image, for a detector's data.proposals."""
+    import_tensorflow()
     from keras_seg import stored_proposals
 
     recipe = keras_seg.zoo.show(name)

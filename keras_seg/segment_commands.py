@@ -12,7 +12,15 @@ import typer
 
 import keras_seg
 from keras_seg import image_files
-from keras_seg.command_options import AsJson, Name, WeightsFile, check_own_rpn, detector_of, examples
+from keras_seg.command_options import (
+    AsJson,
+    Name,
+    WeightsFile,
+    check_own_rpn,
+    detector_of,
+    examples,
+    import_tensorflow,
+)
 
 if TYPE_CHECKING:
     from keras_seg.models import MaskRCNN, UNet
@@ -127,6 +135,7 @@ def segment(
         }
         # a detector gives no more than its field `detections`
         more = {"detections": max_detections} if options["max_detections"] > detector.detections else {}
+    import_tensorflow()
     model = keras_seg.zoo.load(recipe, weights, **more)
     if detector is None:
         options |= {"tile": tile, "rotations": rotations, "class_index": _class(model, class_index)}

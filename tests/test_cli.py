@@ -273,7 +273,9 @@ def test_train_resume_evaluate_export(run, folder):
     assert "--set seed: must be FIELD=VALUE" in run(*again, "--set", "seed")[2]
     third = ("train", "small.yaml", "--data", "data", "--output", "third", "--set", "training.seed=7")
     assert "nearest legal: 32 or 34" in run(*third, "--set", "data.tile=33")[2]
-    status, out, _ = run("evaluate", "small.yaml", "--data", "data", *best)
+    status, out, error = run("evaluate", "small.yaml", "--data", "data", *best, "--report", "report")
+    assert "keras-seg: report: report/index.html" in error
+    assert "train-volume.tif slice 2" in (folder / "report/index.html").read_text()
     figures = dict(line.split() for line in out.splitlines())
     assert status == 0 and {"rand_error", "pixel_error", "v_rand", "warping_error"} <= set(figures)
 

@@ -204,6 +204,15 @@ def overrides(model, monkeypatch) -> list[dict]:
     return seen
 
 
+def test_a_value_range_is_that_of_the_files(model, tmp_path):
+    pixels = photograph()
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 4).save(tmp_path / "dark.png")
+    expected = detect(model, pixels[..., :1], score_threshold=0.0)
+    find = evaluate.finder(model, value_range=(0, 1020))
+    for found in (find(tmp_path / "dark.png"), *find([tmp_path / "dark.png"])):
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-4)
+
+
 def test_precision_goes_without_augmentation(model):
     with pytest.raises(ValueError, match="precision goes without flip and short_sides"):
         evaluate.finder(model, flip=True, precision="bfloat16")
