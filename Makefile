@@ -84,15 +84,13 @@ train-nuclei: install
 native: install
 	$(BIN)/python -m keras_seg.ops.native.build $(CUDA)
 
-# The page of export/browser/ with the models that ship, for a web server (dist/) and in one file (standalone/). Needs Node 20 with npm.
-PAGE = export/browser
+# A page with the models that ship, for any web server. Needs Node 20 with npm.
+PAGE = export/browser/dist
 browser: install
-	cd $(PAGE) && npm ci --ignore-scripts --no-audit --no-fund
-	$(BIN)/python $(PAGE)/add_model.py maskrcnn_nuclei --example $(DATA)/nuclei/val/2e172afb1f43b359.png \
-	  --credit "2018 Data Science Bowl, BBBC038v1, CC0"
-	$(BIN)/python $(PAGE)/add_model.py unet_isbi2012 --example $(DATA)/isbi2012/test-volume.tif \
+	$(BIN)/keras-seg export maskrcnn_nuclei $(PAGE) --format browser --overwrite \
+	  --example $(DATA)/nuclei/val/2e172afb1f43b359.png --credit "2018 Data Science Bowl, BBBC038v1, CC0"
+	$(BIN)/keras-seg export unet_isbi2012 $(PAGE) --format browser --overwrite --example $(DATA)/isbi2012/test-volume.tif \
 	  --credit "ISBI 2012 EM segmentation challenge (doi:10.1371/journal.pbio.1000502, doi:10.3389/fnana.2015.00142)"
-	cd $(PAGE) && node build.mjs && node build.mjs standalone --standalone
 
 wheel: install
 	$(BIN)/python -m build --wheel

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 import keras_seg
-from keras_seg.command_options import Name, WeightsFile, check_own_rpn
+from keras_seg.command_options import Name, WeightsFile, check_own_rpn, examples
 
 if TYPE_CHECKING:
     from keras_seg.models import MaskRCNN, UNet
@@ -21,31 +21,64 @@ __all__ = ["add_to"]
 class Format(StrEnum):
     SAVEDMODEL = "savedmodel"
     TFLITE = "tflite"
+    BROWSER = "browser"
+
+
+# What each option is for; the others are for all formats.
+FORMATS = {
+    "--masks": {Format.SAVEDMODEL},
+    "--quantize": {Format.TFLITE, Format.BROWSER},
+    "--height": {Format.TFLITE, Format.BROWSER},
+    "--width": {Format.TFLITE, Format.BROWSER},
+    "--select-ops": {Format.TFLITE},
+    "--representative": {Format.TFLITE},
+    "--example": {Format.BROWSER},
+    "--credit": {Format.BROWSER},
+}
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(export)
+    app.command(
+        epilog=examples(
+            "keras-seg export maskrcnn_nuclei serving/nuclei/1 --check",
+            "keras-seg export unet_isbi2012 unet.tflite --format tflite --quantize dynamic",
+        )
+    )(export)
 
 
 def export(
     name: Name,
-    path: Annotated[Path, typer.Argument(help="SavedModel: the folder to write. TFLite: the file.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="SavedModel: the folder to write. TFLite: the file. Browser: the page's folder, or NAME.html for all in one file."
+        ),
+    ],
     weights: WeightsFile = "pretrained",
     format: Annotated[Format, typer.Option(help="What to write.")] = Format.SAVEDMODEL,
     masks: Annotated[
         str | None, typer.Option(help="SavedModel of a detector: probabilities (default), pasted or bits.")
     ] = None,
-    quantize: Annotated[str | None, typer.Option(help="TFLite: float16, dynamic or int8.")] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="TFLite: float16, dynamic or int8. Browser: float16 (default), dynamic or none."),
+    ] = None,
     select_ops: Annotated[
         bool, typer.Option("--select-ops", help="TFLite: allow TensorFlow's own operators.")
     ] = False,
-    height: Annotated[int | None, typer.Option(min=1, help="TFLite: of the input, pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="TFLite: of the input, pixels.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="TFLite, browser: of the input, pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="TFLite, browser: of the input, pixels.")] = None,
     representative: Annotated[
         Path | None,
         typer.Option(help="TFLite, int8: a folder of images like those it will see, or the recipe's data."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    example: Annotated[
+        Path | None, typer.Option(help="Browser: an image that the page offers to try.")
+    ] = None,
+    credit: Annotated[str | None, typer.Option(help="Browser: whose the example is.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is there; of a page the model of this name.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Load it back and print how far it is from the Keras model.")
     ] = False,
@@ -53,26 +86,31 @@ def export(
         Path | None, typer.Option(help="For --check: an image of what the model knows; else a drawn one.")
     ] = None,
 ) -> None:
-    """Write a model for TensorFlow Serving and C++ (SavedModel), or for phones and small computers (TFLite).
+    """Write a model for TensorFlow Serving and C++ (SavedModel), for phones and small computers (TFLite), or as a page in which
+    a person segments images on their own machine (browser: needs Node with npm; --check needs Chromium too).
 
-    With --check the exit status is 1 if the results differ by more than rounding; of a TFLite file with numbers of fewer
-    bits the differences are told, not judged.
+    With --check the exit status is 1 if the results differ by more than rounding; of numbers of fewer bits (a page: 8 bits, or
+    images that a detector sees in several windows) the differences are told, not judged.
     """
     recipe = keras_seg.zoo.show(name)
     check_own_rpn(recipe)
     if image is not None and not check:
         raise ValueError("--image is for --check")
+    if credit is not None and example is None:
+        raise ValueError("--credit is for --example")
     given = {
         "--masks": masks, "--quantize": quantize, "--select-ops": select_ops or None, "--height": height,
-        "--width": width, "--representative": representative,
+        "--width": width, "--representative": representative, "--example": example, "--credit": credit,
     }  # fmt: skip
-    foreign = [
-        o for o, value in given.items() if value is not None and (o == "--masks") == (format == "tflite")
-    ]
+    foreign = [o for o, value in given.items() if value is not None and format not in FORMATS[o]]
     if foreign:
         raise ValueError(f"{foreign[0]} is not for --format {format}")
     if check and masks not in (None, "probabilities"):
         raise ValueError(f"--check compares masks as probabilities, not as --masks {masks}")
+    if check and format == "browser":
+        from keras_seg.export.browser import chromium_program
+
+        chromium_program()  # raises before the work
     model = keras_seg.zoo.load(recipe, weights)
     if format == "tflite":
         keras_seg.export.tflite(
@@ -81,25 +119,43 @@ def export(
         )  # fmt: skip
         size = path.stat().st_size
         print(f"{path}: TensorFlow Lite file of {name}, {size / 1e6:.1f} MB")
+    elif format == "browser":
+        quantize = {None: "float16", "none": None}.get(quantize, quantize)
+        keras_seg.export.browser(
+            model, path, quantize=quantize, height=height, width=width, example=example, credit=credit or "",
+            overwrite=overwrite,
+        )  # fmt: skip
+        page = path if path.is_file() else path / "index.html"
+        print(
+            f"{page}: page with {model.name}"
+            + ("" if path.is_file() else "; put the folder on any web server")
+        )
     else:
-        options = {} if masks is None else {"masks": masks}
+        options: dict[str, Any] = {} if masks is None else {"masks": masks}
         keras_seg.export.saved_model(model, path, overwrite=overwrite, **options)
         print(f"{path}: SavedModel of {name}")
     if check:
-        _check(model, path, format, quantize, drawn_picture(model) if image is None else image)
+        check_picture = drawn_picture(model, 256 if format == "browser" else 320) if image is None else image
+        _check(model, path, format, quantize, check_picture)
 
 
 def _check(model: UNet | MaskRCNN, path: Path, format: Format, quantize: str | None, image: Any) -> None:
     from keras_seg.export import comparison
 
+    judged = not quantize
     if format == "tflite":
         compared, tolerances = comparison.tflite_differences(model, path, image), comparison.TFLITE
+    elif format == "browser":
+        from keras_seg.export.browser import TOLERANCES, browser_differences, shows_whole
+
+        compared, tolerances = browser_differences(model, path, image), TOLERANCES
+        judged = quantize != "dynamic" and shows_whole(model, path, image)
     else:
         compared, tolerances = comparison.saved_model_differences(model, path, image), comparison.SAVED_MODEL
     for what, value in compared.items():
         unit = " px" if what in ("boxes", "keypoints") else ""
         print(f"  {what:<20} {value:.2g}{unit}" if isinstance(value, float) else f"  {what:<20} {value}")
-    over = [] if quantize else comparison.exceeded(compared, tolerances)
+    over = comparison.exceeded(compared, tolerances) if judged else []
     if over:
         print(f"differ by more than rounding: {', '.join(over)}")
         raise typer.Exit(1)

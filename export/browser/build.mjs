@@ -1,18 +1,18 @@
-// Builds the page into dist/ (or the folder given): `node build.mjs [FOLDER] [--standalone]`.
+// Builds the page: `node build.mjs MODELS OUTPUT`, which `keras-seg export --format browser` calls.
 //
-// dist/ holds the page, LiteRT's runtime from node_modules and the models of models/ (add_model.py). With
-// --standalone it holds one keras_seg.html instead, with everything inside, which opens without a server.
+// MODELS is a folder with models.json and the files that it names. OUTPUT is a folder for the page, LiteRT's runtime
+// from node_modules and the models; or, where it ends in .html, one file with everything inside, which opens without a
+// server.
 
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import { buildSync } from "esbuild";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const standalone = process.argv.includes("--standalone");
-const [folder = join(here, "dist")] = process.argv.slice(2).filter((argument) => !argument.startsWith("--"));
-const models = join(here, "models");
+const [models, output] = process.argv.slice(2);
+const standalone = output?.endsWith(".html");
 const runtime = join(here, "node_modules", "@litertjs", "core");
 
 const POLICY = {
@@ -24,8 +24,8 @@ const POLICY = {
   "style-src": standalone ? "'unsafe-inline'" : "'self'",
 };
 
-if (!existsSync(join(models, "models.json"))) fail("there is no model yet: run add_model.py first (README.md)");
-if (!existsSync(runtime)) fail("the runtime is not installed: run `npm ci` in export/browser first");
+if (!output) fail("give the folder of the models and what to write: node build.mjs MODELS OUTPUT");
+if (!existsSync(join(models, "models.json"))) fail(`${models} holds no models.json`);
 
 const bundle = (name) =>
   buildSync({
@@ -67,15 +67,16 @@ const html = readFileSync(join(here, "index.html"), "utf8")
   .replace("<html ", `<html data-runtimes="${runtimes.join(" ")}" `)
   .replace(/\{\{(\w+)\}\}/g, (_, name) => fields[name]);
 
-if (folder === join(here, "dist")) rmSync(folder, { recursive: true, force: true });
-mkdirSync(folder, { recursive: true });
 const files = standalone
-  ? { "keras_seg.html": html }
-  : { ...assets, "index.html": html, "main.js": page, "style.css": style };
-for (const [name, content] of Object.entries(files)) writeFileSync(join(folder, name), content);
-for (const [name, content] of Object.entries(files)) {
-  console.log(`${(Buffer.byteLength(content) / 1e6).toFixed(2).padStart(8)} MB  ${join(folder, name)}`);
-}
+  ? { [output]: html }
+  : Object.fromEntries(
+      Object.entries({ ...assets, "index.html": html, "main.js": page, "style.css": style }).map(([name, content]) => [
+        join(output, name),
+        content,
+      ]),
+    );
+if (!standalone) mkdirSync(output, { recursive: true });
+for (const [path, content] of Object.entries(files)) writeFileSync(path, content);
 
 function inside(assets) {
   const tag = ([name, content]) =>

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
@@ -16,10 +16,13 @@ from PIL import Image
 
 import keras_seg
 from keras_seg import models, zoo
+from keras_seg.data.images import read_stack
 from keras_seg.segment import instances
+from keras_seg.weights import save_weights
 
+# `keras_seg.export.browser` is the function of that name
+browser = importlib.import_module("keras_seg.export.browser")
 SOURCE = Path(__file__).resolve().parents[2] / "export" / "browser"
-CHROMIUMS = ("chromium", "chromium-headless-shell", "google-chrome")
 NUMBERS = 2e-5  # of float32 probabilities: another order of sums, and fused multiplications in WebAssembly
 HALF = 5e-3  # with kernels stored in half precision; 2e-5 on average
 BOXES, SCORES = 0.5, 1e-2  # pixels; kernels in half precision
@@ -68,39 +71,25 @@ class Session:
         self._process.wait(30)
 
 
-def _needed(what: str | None, name: str, package: str) -> str:
-    if what is None:
-        pytest.skip(f"needs {name} (Debian: apt install {package})")
-    return what
-
-
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    found = next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    return _needed(os.environ.get("CHROMIUM") or found, "Chromium, or its path in $CHROMIUM", "chromium")
+    try:
+        return browser.chromium_program()
+    except browser.NotInstalled as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory, chromium) -> Path:
-    """A copy of export/browser with its packages."""
-    _needed(shutil.which("node"), "Node", "nodejs")
-    npm = _needed(shutil.which("npm"), "npm", "npm")
-    folder = tmp_path_factory.mktemp("browser") / "source"
-    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("node_modules", "dist", "models"))
-    command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
-    installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if installed.returncode:
-        pytest.skip(f"needs npm's packages: {installed.stderr[-300:]}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def add_model(source):
-    """export/browser/add_model.py"""
-    spec = importlib.util.spec_from_file_location("add_model", source / "add_model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def workshop(tmp_path_factory, chromium) -> Path:
+    """The page's sources with npm's packages, in a cache of its own, and test/ beside them."""
+    home = tmp_path_factory.mktemp("cache")
+    with mock.patch.object(browser, "cache_folder", lambda: home):
+        try:
+            folder = browser.page_workshop()
+        except browser.NotInstalled as missing:
+            pytest.skip(str(missing))
+        shutil.copytree(SOURCE / "test", folder / "test")
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -121,33 +110,25 @@ def networks() -> dict[str, models.UNet]:
 
 
 @pytest.fixture(scope="module")
-def built(source, add_model, networks, tmp_path_factory) -> Path:
+def built(workshop, networks, tmp_path_factory) -> Path:
     """The page with the small networks; the single file with one of them."""
-    folder = source / "models"
-    example = folder / "example.png"
-    folder.mkdir()
-    Image.fromarray(_picture(60, 50)).save(example)
-    add_model.add_model(
-        networks["small_same"], folder, summary="Small.", height=64, width=64, quantize=None, licence="Apache-2.0",
-        example={"file": example.name, "credit": "made here"},
-    )  # fmt: skip
-    out = source.parent
-    _build(source, out / "alone", "--standalone")
-    add_model.add_model(networks["small_valid"], folder, height=68, width=52, quantize=None)
-    _build(source, out / "page")
+    out = tmp_path_factory.mktemp("pages")
+    small = {"height": 64, "width": 64, "quantize": None}
+    example = _picture(60, 50)
+    keras_seg.export.browser(networks["small_same"], out / "alone.html", **small)
+    keras_seg.export.browser(
+        networks["small_same"], out / "page", example=example, credit="made here", **small
+    )
+    (out / "page" / "CNAME").write_text("cells.example.org")
+    keras_seg.export.browser(networks["small_valid"], out / "page", height=68, width=52, quantize=None)
+    assert (out / "page" / "CNAME").read_text() == "cells.example.org"
+    assert sorted(path.name for path in out.iterdir()) == ["alone.html", "page"]
     return out
 
 
-def _build(source: Path, *arguments) -> None:
-    done = subprocess.run(
-        ["node", "build.mjs", *map(str, arguments)], cwd=source, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
-def session(source, chromium):
-    session = Session(source / "test" / "session.mjs", chromium)
+def session(workshop, chromium):
+    session = Session(workshop / "test" / "session.mjs", chromium)
     yield session
     session.close()
 
@@ -223,7 +204,7 @@ def test_a_colour_image_is_luma_to_a_grey_network(session, address, networks, tm
 
 def test_one_file_opens_without_a_server(session, built, networks, tmp_path):
     picture = _saved(tmp_path, _picture(150, 131))
-    session("visit", (built / "alone" / "keras_seg.html").as_uri())
+    session("visit", (built / "alone.html").as_uri())
     assert session.segment(picture) == ""
     expected = keras_seg.segment(networks["small_same"], picture, rotations=1)
     np.testing.assert_allclose(session.probabilities(tmp_path), expected, atol=NUMBERS)
@@ -234,7 +215,7 @@ def test_one_file_opens_without_a_server(session, built, networks, tmp_path):
 def test_several_files_opened_without_a_server_say_so(session, built):
     session("visit", (built / "page" / "index.html").as_uri(), {}, "#error:not([hidden])")
     assert session.error() == (
-        "This page cannot load its model from a disk. Put it on a web server, or open keras_seg.html."
+        "This page cannot load its model from a disk. Put it on a web server, or make it as one .html file."
     )
 
 
@@ -247,32 +228,27 @@ def test_isolated_pages_use_threads(session, built, networks, tmp_path):
     assert any("threaded" in url for url in session("noticed")["requests"])
 
 
-def test_the_shipped_unet_on_an_unseen_slice(session, source, add_model, built, shared, tmp_path):
+def test_the_shipped_unet_on_an_unseen_slice(session, workshop, shared, tmp_path):
     model = zoo.load("unet_isbi2012")
-    folder = source / "models"
-    volume = shared / "data" / "isbi2012" / "test-volume.tif"
-    example = {"file": add_model.write_example(volume, 3, model.name, folder), "credit": "ISBI 2012"}
-    add_model.add_model(model, folder, example=example)
-    page = built / "isbi"
-    _build(source, page)
+    pixels = read_stack(shared / "data" / "isbi2012" / "test-volume.tif")[3]
+    page = keras_seg.export.browser(model, tmp_path / "page", example=pixels, credit="ISBI 2012")
     session("visit", session("serve", str(page), False))
-    session("selectOption", "#model", "unet_isbi2012")
+    assert "Licence: Apache-2.0" in session.text("#about")
     session("click", "#example")
     session("finished")
     assert session.error() == ""
     found = session.probabilities(tmp_path)
-    expected = keras_seg.segment(model, folder / example["file"], rotations=1)
+    expected = keras_seg.segment(model, pixels, rotations=1)
     assert np.abs(found - expected).max() < HALF
     assert 40 < instances(found[..., 1]).max() < 300
 
 
 @pytest.fixture(scope="module")
-def nuclei(session, source, add_model, built) -> tuple[str, keras.Model]:
+def nuclei(session, workshop, tmp_path_factory) -> tuple[str, keras.Model]:
     """The address of a page with the nuclei model, and the model."""
     model = zoo.load("maskrcnn_nuclei")
-    add_model.add_model(model, source / "models")
-    _build(source, built / "nuclei")
-    return session("serve", str(built / "nuclei"), False), model
+    page = keras_seg.export.browser(model, tmp_path_factory.mktemp("nuclei") / "page")
+    return session("serve", str(page), False), model
 
 
 def _detections(session, path: Path, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -302,7 +278,6 @@ def test_nuclei_are_those_of_python(session, nuclei, shared, tmp_path):
     small = shared / "data" / "nuclei" / "val" / "2e172afb1f43b359.png"  # 256 x 256: one window
     large = shared / "data" / "nuclei" / "val" / "df53d0b6c2c4e45d.png"  # 260 x 347: four windows
     session("visit", address)
-    session("selectOption", "#model", "maskrcnn_nuclei")
     boxes, scores, masks = _detections(session, small, tmp_path)
     expected = keras_seg.segment(model, small)
     assert len(expected) > 30
@@ -330,21 +305,6 @@ def test_nuclei_are_those_of_python(session, nuclei, shared, tmp_path):
     for path, before in ((small, (boxes, scores, masks)), (large, found)):
         for again, first in zip(_detections(session, path, tmp_path), before, strict=True):
             np.testing.assert_array_equal(again, first)
-
-
-def test_detectors_in_float32_are_refused(add_model, nuclei, tmp_path):
-    with pytest.raises(ValueError, match='maskrcnn_nuclei: in float32 LiteRT .* use quantize="float16"'):
-        add_model.add_model(nuclei[1], tmp_path, quantize=None)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_inputs_that_do_not_go_on_are_refused(add_model, networks, tmp_path):
-    for side in (48, 63):
-        with pytest.raises(
-            ValueError, match=f"small_same: an input of {side} x {side} pixels; sides must be at least 52"
-        ):
-            add_model.add_model(networks["small_same"], tmp_path, height=side, width=side)
-    assert list(tmp_path.iterdir()) == []
 
 
 # -- the page --------------------------------------------------------------------------------------------------
@@ -538,11 +498,54 @@ def test_a_model_that_is_not_there_gets_a_message(session, built, tmp_path):
     )
 
 
-def test_the_build_says_what_is_missing(source, tmp_path):
-    copy = tmp_path / "source"
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("models", "dist"), symlinks=True)
-    done = subprocess.run(["node", "build.mjs"], cwd=copy, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (
-        1,
-        "build: there is no model yet: run add_model.py first (README.md)\n",
+def test_a_browser_that_computes_otherwise_is_told_and_shows_nothing(session, built, tmp_path):
+    page = tmp_path / "page"
+    shutil.copytree(built / "page", page)
+    entries = json.loads((page / "models.json").read_text())
+    entries[0]["check"]["probabilities"] = entries[0]["check"]["probabilities"][::-1]
+    (page / "models.json").write_text(json.dumps(entries))
+    session("visit", session("serve", str(page), False))
+    error = session.segment(_saved(tmp_path, _picture(40, 40)))
+    assert "In this browser the model gives other numbers than in Python" in error
+    assert not session("isVisible", "#result")
+
+
+# -- keras-seg export --------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_page_and_compares_it(workshop, networks, run, tmp_path):
+    block = {
+        "builder": "unet", "input_channels": 1, "class_names": ["membrane", "cell"], "depth": 2, "base_channels": 4,
+        "padding": "same", "normalization": "batch",
+    }  # fmt: skip
+    data = {
+        "reader": "folder", "classes": {"membrane": 0, "cell": 255}, "validation_images": "v", "validation_masks": "m",
+        "tile": 64, "batch_size": 1,
+    }  # fmt: skip
+    training = {
+        "steps": 1, "optimizer": {"name": "adam", "learning_rate": 1e-3}, "select": {"metric": "mean_iou", "mode": "max"},
+    }  # fmt: skip
+    recipe = {
+        "schema": 1,
+        "name": "small",
+        "summary": "for a test",
+        "model": block,
+        "data": data,
+        "training": training,
+    }
+    (tmp_path / "small.yaml").write_text(json.dumps(recipe))
+    save_weights(networks["small_same"], tmp_path / "small.weights.h5")
+    weights = "--weights", tmp_path / "small.weights.h5"
+    page = tmp_path / "page"
+    command = ("export", tmp_path / "small.yaml", page, *weights, "--format", "browser")
+    size = "--height", 64, "--width", 64
+    status, out, error = run(*command, *size, "--quantize", "none", "--check")
+    assert status == 0, error
+    assert f"{page / 'index.html'}: page with small; put the folder on any web server" in out.replace(
+        "\n", ""
     )
+    assert float(out.split("probabilities")[1]) < NUMBERS
+    before = sorted(path.name for path in page.iterdir())
+    status, _, error = run(*command)
+    assert status == 2 and "offers small already; overwrite=True replaces it" in error
+    assert sorted(path.name for path in page.iterdir()) == before

@@ -16,12 +16,16 @@ from PIL import Image
 
 from keras_seg import overlap_tile, visualize
 from keras_seg.data.resize import resize
+from keras_seg.export.browser_model import TOLERANCES, check_picture
+from keras_seg.instances import Instances
 from keras_seg.ops import masks as mask_ops
 from keras_seg.segment import instances
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "browser" / "test" / "parts.mjs"
 NODE = shutil.which("node")
-pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node (Debian: apt install nodejs)")
+pytestmark = pytest.mark.skipif(
+    NODE is None, reason="needs Node, which runs the page's JavaScript (Debian: apt install nodejs)"
+)
 
 ARRAYS = {
     "Uint8Array": np.uint8,
@@ -248,6 +252,197 @@ def test_grey_is_luma_and_grey_images_keep_their_values():
     )
     np.testing.assert_array_equal(grey, [10, 76, 150, 2])
     np.testing.assert_array_equal(colours, rgba[:, :3].ravel())
+
+
+# -- whole pictures --------------------------------------------------------------------------------------------
+
+NOTHING = {"stand_in": "nothing"}
+
+
+@pytest.mark.parametrize("versions", [1, 7])
+def test_each_pixel_of_a_picture_gets_its_own_probabilities(versions):
+    """Through windows, mirrored borders and turns, with a network that sees one pixel at a time."""
+    random = np.random.default_rng(9)
+    model = {"border": 8, "multiple": 4, "classes": ["no", "yes"]}
+    network = {"stand_in": "pixelwise", "height": 24, "width": 24, "channels": 1}
+    sides = [(24, 24), (50, 61), (7, 100), (1, 3)]
+    grey = [random.integers(0, 256, size, np.uint8) for size in sides]
+    pictures = [_as_picture(np.repeat(g[..., None], 3, 2)) for g in grey]
+    calls = [("unet", "runUnet", p, network, model, {"versions": versions}, NOTHING) for p in pictures]
+    for pixels, found in zip(grey, call(*calls), strict=True):
+        probabilities = found["probabilities"].reshape(*pixels.shape, 2)
+        np.testing.assert_allclose(probabilities[..., 1], pixels / 255, atol=1e-6)
+        np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-6)
+
+
+def test_a_picture_of_one_colour_is_refused():
+    network = {"stand_in": "pixelwise", "height": 8, "width": 8, "channels": 1}
+    flat = _as_picture(np.full((5, 5, 3), 9, np.uint8))
+    (found,) = call(("unet", "runUnet", flat, network, {"classes": ["a", "b"]}, {}, NOTHING))
+    assert found["error"] == "Every pixel of this image is alike: there is nothing to see in it."
+
+
+def _as_picture(pixels):
+    height, width = pixels.shape[:2]
+    rgba = np.concatenate([pixels, np.full((height, width, 1), 255, np.uint8)], 2)
+    return {"name": "picture.png", "width": width, "height": height, "rgba": rgba}
+
+
+def _outputs(boxes, scores, classes, masks):
+    """Of a TensorFlow Lite file, with room for two more objects."""
+    count, room = len(boxes), len(boxes) + 2
+    padded = [
+        np.concatenate([a, np.zeros((2, *a.shape[1:]), a.dtype)]) for a in (boxes, scores, classes, masks)
+    ]
+    shapes = [(1, room, 4), (1, room), (1, room), (1, room, *masks.shape[1:])]
+    named = zip(("boxes", "scores", "classes", "masks"), padded, shapes, strict=True)
+    outputs = {name: {"values": values, "shape": shape} for name, values, shape in named}
+    return outputs | {"num_detections": {"values": np.int32([count]), "shape": [1]}}
+
+
+def _found(seed=10):
+    """Three objects in an input of 48 x 64 pixels, whose picture has 32 x 40 and is enlarged by 1.5."""
+    random = np.random.default_rng(seed)
+    boxes = np.float32([[3, 4.5, 20, 30], [30, 6, 59, 40], [10, 20, 30, 45]])
+    scores, classes = np.float32([0.9, 0.75, 0.25]), np.int32([0, 1, 1])
+    masks = np.clip(random.random((3, 14, 14), np.float32) + 0.2, 0, 1)
+    return boxes, scores, classes, masks
+
+
+def test_a_detectors_objects_are_drawn_told_and_saved_as_in_python():
+    boxes, scores, classes, masks = _found()
+    model = {
+        "name": "detector", "kind": "detector", "scale": 1.5, "convention": "detectron2", "fill": [124, 116, 104],
+        "classes": ["cell", "vessel"],
+    }  # fmt: skip
+    picture = _as_picture(np.random.default_rng(11).integers(0, 256, (32, 40, 3), np.uint8))
+    network = {
+        "stand_in": "answering",
+        "height": 64,
+        "width": 64,
+        "answers": [_outputs(boxes, scores, classes, masks)],
+    }
+    (numbers,) = call(("detector", "runDetector", picture, network, model, {}, NOTHING))
+    expected = Instances(boxes / np.float32(1.5), scores, classes, (32, 40), masks)
+    np.testing.assert_allclose(numbers["boxes"].reshape(-1, 4), expected.boxes, atol=1e-5)
+    np.testing.assert_array_equal(numbers["scores"], scores)
+    choices = {"view": "objects", "threshold": 0.5, "opacity": 1}
+    (shown, none) = call(
+        ("test", "shown", model, picture, numbers, choices),
+        ("test", "shown", model, picture, numbers, choices | {"threshold": 0.95}),
+    )
+    assert (
+        shown["summary"] == "1 × cell, 1 × vessel"
+        and none["summary"] == "Nothing with a score of 0.95 or more"
+    )
+    assert (shown["boxes"], shown["texts"], none["boxes"]) == (2, [" cell 0.90 ", " vessel 0.75 "], 0)
+    saved = json.loads(shown["saved"].tobytes())
+    assert (saved["model"], saved["image"], saved["width"], saved["height"]) == (
+        "detector",
+        "picture.png",
+        40,
+        32,
+    )
+    for one, object in zip(saved["detections"], expected[:2], strict=True):
+        assert (one["name"], one["score"]) == (model["classes"][one["class"]], object.scores[0])
+        counts = one["segmentation"]["counts"]
+        mask = np.repeat(np.arange(len(counts)) % 2, counts).reshape(40, 32).T
+        assert (mask != object.masks[0]).mean() < 0.002 and mask.sum() > 50  # halves may be rounded otherwise
+    pixels = shown["pixels"].reshape(32, 40, 4)[..., :3]
+    inside = expected.masks[:2].any(0)
+    np.testing.assert_array_equal(pixels[~inside], picture["rgba"][..., :3][~inside])
+    assert (pixels[inside] != picture["rgba"][..., :3][inside]).any(-1).mean() > 0.98
+
+
+def test_an_object_in_two_windows_is_found_once_where_it_lies():
+    """A picture of 64 x 112 pixels, in windows of 64 that start at 0 and 48."""
+    random = np.random.default_rng(12)
+    masks = random.random((1, 14, 14), np.float32)
+    left = _outputs(np.float32([[50, 10, 64, 30]]), np.float32([0.6]), np.int32([0]), masks)  # cut off
+    right = _outputs(np.float32([[2.5, 10, 20, 30]]), np.float32([0.7]), np.int32([0]), masks)
+    network = {"stand_in": "answering", "height": 64, "width": 64, "answers": [left, right]}
+    model = {"scale": 1.0, "convention": "detectron2", "fill": [0, 0, 0], "classes": ["cell"]}
+    picture = _as_picture(random.integers(0, 256, (64, 112, 3), np.uint8))
+    (found,) = call(("detector", "runDetector", picture, network, model, {}, NOTHING))
+    np.testing.assert_allclose(found["boxes"], [50.5, 10, 68, 30], atol=1e-5)
+    np.testing.assert_array_equal(found["scores"], np.float32([0.7]))
+
+
+def test_a_unets_result_is_drawn_told_and_saved():
+    random = np.random.default_rng(13)
+    probability = np.kron(random.random((4, 5)), np.ones((6, 6))).astype(np.float32)
+    probabilities = np.stack([1 - probability, probability], -1)
+    model = {"name": "net", "kind": "unet", "classes": ["membrane", "cell"]}
+    picture = _as_picture(random.integers(0, 256, (24, 30, 3), np.uint8))
+    numbers, choices = {"probabilities": probabilities}, {"threshold": 0.5, "opacity": 0.5, "objectClass": 1}
+    views = call(
+        *(
+            ("test", "shown", model, picture, numbers, choices | {"view": v})
+            for v in ("image", "probability", "objects")
+        )
+    )
+    image, grey, objects = (view["pixels"].reshape(24, 30, 4) for view in views)
+    np.testing.assert_array_equal(image, picture["rgba"])
+    assert np.abs(grey[..., 0] - 255 * probability.astype(float)).max() <= 1
+    labels = instances(probability)
+    np.testing.assert_array_equal((objects != image).any(-1) & (labels == 0), False)
+    share = round(100 * (labels > 0).mean())
+    assert views[0]["summary"] == f"{labels.max()} × cell, {share} % of the image"
+    np.testing.assert_array_equal(np.load(io.BytesIO(views[0]["saved"].tobytes())), probabilities)
+
+
+# -- the page's check of itself ---------------------------------------------------------------------------------
+
+
+def test_the_picture_of_the_check_is_that_of_python():
+    sizes = [(384, 384, 3), (512, 512, 1), (37, 90, 3)]
+    for size, found in zip(
+        sizes, call(*(("selfcheck", "checkPicture", *size) for size in sizes)), strict=True
+    ):
+        np.testing.assert_array_equal(found.reshape(size), check_picture(*size))
+
+
+def test_other_numbers_are_noticed():
+    boxes, scores, classes, masks = _found()
+    objects = [
+        {"box": box.tolist(), "score": float(score), "class": int(kind), "mask": float(mask.mean())}
+        for box, score, kind, mask in zip(boxes, scores, classes, masks, strict=True)
+    ]
+    check = {"count": 3, "objects": objects, "tolerances": TOLERANCES[False]}
+    order = [2, 0, 1]  # equal scores may change places
+    cases = [
+        (_outputs(boxes[order], scores[order], classes[order], masks[order]), 1),
+        (_outputs(boxes + np.float32(0.5), scores, classes, masks), 1),
+        (_outputs(boxes + np.float32([[0], [0], [9]]), scores, classes, masks), 2 / 3),
+        (_outputs(boxes, scores, 1 - classes, masks), 0),
+        (_outputs(boxes, scores, classes, 1 - masks), 0),
+        (_outputs(boxes, scores * np.float32(np.nan), classes, masks), 0),
+        (_outputs(boxes[:1], scores[:1], classes[:1], masks[:1]), 1 / 3),
+        (_outputs(*(np.repeat(a, 3, 0) for a in (boxes, scores, classes, masks))), 1 / 3),
+    ]
+    results = call(*(("selfcheck", "shareOfAnswers", outputs, check) for outputs, _ in cases))
+    assert results == pytest.approx([share for _, share in cases])
+    network = {"stand_in": "answering", "height": 48, "width": 64, "answers": [cases[3][0]]}
+    (good, bad) = call(
+        ("selfcheck", "checkNetwork", network | {"answers": [cases[0][0]]}, {"check": check}),
+        ("selfcheck", "checkNetwork", network, {"check": check}),
+    )
+    assert good is None
+    assert bad["error"].startswith(
+        "In this browser the model gives other numbers than in Python (0 % are the same)"
+    )
+
+
+def test_other_probabilities_are_noticed():
+    network = {"stand_in": "pixelwise", "height": 32, "width": 32, "channels": 1}
+    picture = check_picture(32, 32, 1)[..., 0].ravel() / 255
+    values = np.stack([1 - picture, picture], -1).ravel()[::3]
+    check = {"step": 3, "probabilities": values.tolist(), "tolerances": TOLERANCES[False]}
+    (good, bad) = call(
+        ("selfcheck", "checkNetwork", network, {"check": check}),
+        ("selfcheck", "checkNetwork", network, {"check": check | {"probabilities": values[::-1].tolist()}}),
+    )
+    assert good is None and "other numbers than in Python" in bad["error"]
 
 
 # -- TIFF ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ export async function readAsset(name, onProgress = () => {}, signal = undefined)
   } catch {
     signal?.throwIfAborted();
     if (location.protocol === "file:") {
-      throw new Error("This page cannot load its model from a disk. Put it on a web server, or open keras_seg.html.");
+      throw new Error("This page cannot load its model from a disk. Put it on a web server, or make it as one .html file.");
     }
     throw new Error(`${name} could not be loaded. Is the connection there?`);
   }

@@ -144,7 +144,7 @@ let computing; // when the first pass began
 function report({ loading, done, total }, started) {
   if (loading) {
     const amount = total ? `${megabytes(done)} of ${megabytes(total)} MB` : `${megabytes(done)} MB`;
-    showProgress(done === total ? "Starting the model …" : `Loading the model: ${amount}`, done, total);
+    showProgress(done === total ? "Starting the model and checking its numbers …" : `Loading the model: ${amount}`, done, total);
     return;
   }
   if (done === 0) computing = performance.now();

@@ -14,27 +14,31 @@ export async function startRuntime({ glue, wasm, threads }) {
 }
 
 // Returns {input: {height, width, channels, Type}, run(values): {name: {values, shape}}}; values of the input's Type.
+//
+// Each pass has a model of its own, compiled in a tenth of a second: LiteRT 2.5.2 and 2.5.3 give other numbers when a model
+// whose sizes are known only as it runs, as a detector's are, runs a second time (2.0.0 does not).
 export async function loadNetwork(bytes, threads) {
-  const model = await loadAndCompile(new Uint8Array(bytes), {
-    accelerator: "wasm",
-    ...(threads > 0 && { cpuOptions: { numThreads: threads } }),
-  });
-  const [input] = model.getInputDetails();
-  const outputs = model.getOutputDetails();
+  const program = new Uint8Array(bytes);
+  const options = { accelerator: "wasm", ...(threads > 0 && { cpuOptions: { numThreads: threads } }) };
+  const first = await loadAndCompile(program, options);
+  const [input] = first.getInputDetails();
+  const names = first.getOutputDetails().map(({ name }) => name);
+  first.delete();
   const [, height, width, channels] = input.shape;
   const run = async (values) => {
+    const model = await loadAndCompile(program, options);
     const tensor = new Tensor(values, input.shape);
     let results = [];
     try {
       results = await model.run([tensor]);
       return Object.fromEntries(
-        outputs.map(({ name }, k) => [
+        names.map((name, k) => [
           name,
           { values: results[k].toTypedArray().slice(), shape: [...results[k].type.layout.dimensions] },
         ]),
       );
     } finally {
-      for (const one of [tensor, ...results]) one.delete();
+      for (const one of [tensor, ...results, model]) one.delete();
     }
   };
   return { input: { height, width, channels, Type: TYPES[input.dtype] }, run };

@@ -5,6 +5,7 @@
 
 import { runDetector } from "./detector.js";
 import { loadNetwork, startRuntime } from "./runtime.js";
+import { checkNetwork } from "./selfcheck.js";
 import { runUnet } from "./unet.js";
 
 let model;
@@ -16,6 +17,7 @@ self.onmessage = async ({ data }) => {
       model = data.model;
       await startRuntime(data.runtime);
       network = await loadNetwork(data.bytes, data.runtime.threads);
+      await checkNetwork(network, model);
       self.postMessage({ type: "started" });
     } else {
       const onProgress = (done, total) => self.postMessage({ type: "progress", done, total });
