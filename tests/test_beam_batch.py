@@ -81,6 +81,11 @@ def test_a_detector_finds_what_segment_finds(nuclei, wells, tmp_path):
     assert [category["name"] for category in read.cats.values()] == ["nucleus"]
     for annotation in read.anns.values():
         assert read.annToMask(annotation).sum() == annotation["area"]
+    # what is done is not done again
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    again = batch.run(NUCLEI, wells, tmp_path / "out", shard_size=2, max_detections=400, labels=True)
+    assert again.counters == {"units_done_before": 2}
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_a_large_image_in_tiles_has_the_objects_of_the_whole(nuclei, shared, tmp_path):
@@ -264,14 +269,6 @@ def test_bad_micrographs_are_named(micrograph, tmp_path):
     assert set(errors) == {"constant.tif", "four.tif"}
     assert "the image is constant, every pixel is 0" in errors["constant.tif"]
     assert (tmp_path / "out/labels/good.tif").is_file()
-
-
-def test_a_batch_that_is_done_is_not_done_again(wells, tmp_path):
-    batch.run(NUCLEI, wells[:2], tmp_path / "out", shard_size=1)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    summary = batch.run(NUCLEI, wells[:2], tmp_path / "out", shard_size=1)
-    assert summary.counters == {"units_done_before": 2}
-    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 KILLED = """
