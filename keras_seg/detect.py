@@ -105,7 +105,7 @@ def _stream(
         batch_size = 1
     while ahead := list(itertools.islice(named, LOOK_AHEAD * batch_size if batch_size > 1 else 1)):
         pixels = [pixels_of(image, name) for name, image in ahead]
-        sizes = [resized_size(model, *p.shape[:2], *sides) for p in pixels]
+        sizes = [resized_size(model, p.shape[0], p.shape[1], *sides) for p in pixels]
         order = sorted(range(len(ahead)), key=lambda n: sizes[n][0] / sizes[n][1])
         found: dict[int, Instances] = {}
         for first in range(0, len(order), batch_size):

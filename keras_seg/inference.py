@@ -50,7 +50,7 @@ class Fused(layers.Layer):
         """x: [B, H, W, C]. Returns [B, h, w, filters]."""
         layer, norm = self.convolution, self.normalization
         geometry = layer.strides, layer.padding, layer.dilation_rate
-        how = self.activation, self.by_winograd, *geometry
+        how: tuple[Any, ...] = self.activation, self.by_winograd, *geometry
         if norm is None:
             return _convolve(x, *fold(layer, None), *how)
         return _fold_and_convolve(x, _kernel_and_bias(layer), _moments(norm), norm.epsilon, *how)
@@ -221,7 +221,7 @@ def _moments(norm: layers.Layer) -> tuple[tf.Tensor | None, ...]:
 
 def _fold(
     weights: tuple[tf.Tensor, tf.Tensor | None],
-    moments: tuple[tf.Tensor | None, ...],
+    moments: tuple[Any, ...],
     epsilon: float,
     transposed: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -239,7 +239,7 @@ def _fold(
 def _fold_and_convolve(
     x: tf.Tensor,
     weights: tuple[tf.Tensor, tf.Tensor | None],
-    moments: tuple[tf.Tensor | None, ...],
+    moments: tuple[Any, ...],
     epsilon: float,
     *how: Any,
 ) -> tf.Tensor:

@@ -9,14 +9,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from keras_seg import overlap_tile
 
 if TYPE_CHECKING:
-    from keras_seg.instances import Instances
     from keras_seg.models.mask_rcnn import MaskRCNN
     from keras_seg.models.unet import UNet
 
@@ -26,12 +25,13 @@ __all__ = ["instances", "segment", "segment_tiles", "segment_unet"]
 MANY_PASSES = 16
 
 
-def segment(model: UNet | MaskRCNN, image: Any, **options: Any) -> np.ndarray | Instances | list[Instances]:
+def segment(model: UNet | MaskRCNN, image: Any, **options: Any) -> Any:
     """Segment an image: `segment_unet` for a U-Net, `detect.detect` for a detector; these say which options there are.
 
     image: a path, PIL image or array; for a U-Net also a stack of slices, for a detector also a list or an iterator of images.
 
-    Returns class probabilities float32 [H, W, K], of a stack [N, H, W, K]; or the `Instances` of each image.
+    Returns class probabilities float32 [H, W, K], of a stack [N, H, W, K]; or the `Instances` of each image. Type checkers know
+    what `segment_unet` and `detect.detect` return.
 
     Raises TypeError for another model or an unknown option, and what the two raise.
     """
@@ -100,7 +100,12 @@ def segment_unet(
         OSError: too little disk space for `out`.
     """
     stack, is_stack, name = _as_stack(image, model)
-    options = {"tile": tile, "rotations": rotations, "value_range": value_range, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "tile": tile,
+        "rotations": rotations,
+        "value_range": value_range,
+        "batch_size": batch_size,
+    }
     options["precision"] = precision
     tiles = overlap_tile.tiles(model, stack, name, **options)
     _warn_of_group_statistics(tiles)
@@ -117,9 +122,10 @@ def segment_unet(
         raise
     if partial is None:
         return result
-    result.flush()
-    os.replace(partial, out)
-    return np.load(out, mmap_mode="r")
+    cast(np.memmap, result).flush()
+    path = cast("str | Path", out)
+    os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
 
 
 def segment_tiles(
@@ -142,7 +148,12 @@ def segment_tiles(
     stack, is_stack, name = _as_stack(image, model)
     if is_stack:
         raise ValueError(f"{name}: a stack of {len(stack)} slices; segment_tiles takes one image at a time")
-    options = {"tile": tile, "rotations": rotations, "value_range": value_range, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "tile": tile,
+        "rotations": rotations,
+        "value_range": value_range,
+        "batch_size": batch_size,
+    }
     options["precision"] = precision
     tiles = overlap_tile.tiles(model, stack, name, **options)
     _warn_of_group_statistics(tiles)

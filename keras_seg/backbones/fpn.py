@@ -54,7 +54,8 @@ def fpn(
     inputs = [
         keras.Input((None, None, count), name=f"res{level}") for level, count in enumerate(input_channels, 2)
     ]
-    outputs, above, last = [], None, len(inputs) + 2
+    outputs: list[keras.KerasTensor] = []
+    above, last = None, len(inputs) + 2
     for level in range(last - 1, 1, -1):
         lateral = convolution(inputs[level - 2], "lateral", level, 1)
         if above is not None:

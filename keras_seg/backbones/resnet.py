@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -42,7 +43,7 @@ VARIANTS = {
 class FrozenBatchNormalization(layers.Layer):
     """Batch normalisation with fixed statistics and a fixed affine map, as detectors fine-tune their backbones with."""
 
-    def __init__(self, epsilon: float = 1e-5, **kwargs) -> None:
+    def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
 

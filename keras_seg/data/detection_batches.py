@@ -315,7 +315,7 @@ class _Maker:
 
     def _make(self, n: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
         first, number = self.order(int(n))
-        names = [name.decode() for name in names.tolist()]
+        fields = [name.decode() for name in names.tolist()]
         images = len(self.source.sizes)
         for offset in range(images if self.order.repeat else 1):
             i = (first + offset) % images
@@ -326,12 +326,12 @@ class _Maker:
                 boxes = None if self.proposals is None else self.proposals.of(annotated.image_id)[0]
                 random = np.random.default_rng([self.seed, 2, number])
                 entries = make_item(annotated, self.options, random, boxes)
-                return [np.True_, *(entries[name] for name in names)]
+                return [np.asarray(True), *(entries[name] for name in fields)]
             except (OSError, ValueError) as error:
                 self.report(i, str(error))
         if self.order.repeat:
             raise TooManyUnreadable(f"{self.source.name}: none of its {images} images can be read")
-        return [np.False_, *self.nothing(names)]
+        return [np.asarray(False), *self.nothing(fields)]
 
     def report(self, i: int, message: str) -> None:
         with self.lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 from keras import layers
@@ -11,7 +13,7 @@ from keras import layers
 class Enlarge(layers.Layer):
     """Bilinear enlargement by a whole factor, pixel centres at one half (PyTorch's align_corners=False)."""
 
-    def __init__(self, factor: int = 2, **kwargs) -> None:
+    def __init__(self, factor: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.factor = factor
 

@@ -151,7 +151,7 @@ class MaskRCNN(keras.Model):
         if self.structure == "fpn":
             maps = self.parts["fpn"](maps, training=training)
         pooled_from = maps[:4] if self.structure == "fpn" else maps
-        found = {}
+        found: dict[str, Any] = {}
         if "proposals" in batch:
             boxes = batch["proposals"][:, : options.proposals]
             there = tf.reduce_all(boxes[..., 2:] > boxes[..., :2], -1)
@@ -425,6 +425,7 @@ def _graph(**a: Any) -> tuple[dict, dict]:
     image = keras.Input((None, None, 3), name="image")
     size = keras.Input((2,), name="size")
     pyramid = a["structure"] == "fpn"
+    strides: tuple[int, ...]
     x = NormalizePixels(a["pixel_mean"], a["pixel_std"], SIZE_DIVISOR if pyramid else 1, name="normalize")(
         image, size
     )

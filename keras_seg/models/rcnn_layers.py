@@ -24,7 +24,7 @@ from keras_seg.ops.roi_align import multilevel_roi_align
 class _Configured(layers.Layer):
     """A layer whose configuration is its keyword arguments, kept as attributes."""
 
-    def __init__(self, options: dict[str, Any], **kwargs) -> None:
+    def __init__(self, options: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._options = options
         for name, value in options.items():
@@ -41,7 +41,7 @@ class NormalizePixels(_Configured):
     multiple: of which the padded sides must be multiples.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], multiple: int = 1, **kwargs) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], multiple: int = 1, **kwargs: Any) -> None:
         options = {"mean": list(mean), "std": list(std), "multiple": multiple}
         super().__init__(options, **{"autocast": False, **kwargs})
 
@@ -97,7 +97,7 @@ class SelectProposals(_Configured):
         nms_threshold: float,
         min_size: float,
         offset: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         options = {
             key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")
@@ -167,7 +167,7 @@ class ProposalsAsDetections(SelectProposals):
         flat = boxes.shape[:2]
         return boxes, keras.KerasTensor(flat, "float32"), keras.KerasTensor(flat, "int32"), count
 
-    def call(
+    def call(  # type: ignore[override]  # two more
         self, logits: Sequence[tf.Tensor], deltas: Sequence[tf.Tensor], size: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """As `SelectProposals`. Returns boxes [B, P, 4], scores [B, P], classes int32 [B, P], count int32 [B]."""
@@ -184,7 +184,7 @@ class Regions(layers.Layer):
     drops it.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"autocast": False, **kwargs})  # boxes are float32 in mixed precision too
 
     def call(self, boxes: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -210,7 +210,7 @@ class PoolRegions(_Configured):
         pool: str = "average",
         operation: str = "align",
         implementation: str = "auto",
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         options = {
             key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")
@@ -244,7 +244,7 @@ class PoolRegions(_Configured):
 class Scatter(layers.Layer):
     """Undoes `Regions` for what was computed for each region."""
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"autocast": False, **kwargs})
 
     def call(self, values: tf.Tensor, boxes: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -268,7 +268,7 @@ class SelectDetections(_Configured):
         nms_threshold: float,
         max_detections: int,
         min_size: float,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         options = {
             key: value for key, value in locals().items() if key not in ("self", "kwargs", "__class__")
@@ -311,7 +311,7 @@ class SelectDetections(_Configured):
 class ClassMasks(_Configured):
     """Mask probabilities of each region's own class."""
 
-    def __init__(self, loss: str = "sigmoid", **kwargs) -> None:
+    def __init__(self, loss: str = "sigmoid", **kwargs: Any) -> None:
         super().__init__({"loss": loss}, **{"dtype": "float32", **kwargs})
 
     def call(self, logits: tf.Tensor, classes: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -331,7 +331,7 @@ class ClassMasks(_Configured):
 class DecodeKeypoints(_Configured):
     """`ops.keypoints.decode_heatmaps`."""
 
-    def __init__(self, score: str = "probability", **kwargs) -> None:
+    def __init__(self, score: str = "probability", **kwargs: Any) -> None:
         super().__init__({"score": score}, **{"dtype": "float32", **kwargs})
 
     def call(self, logits: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
@@ -142,7 +142,12 @@ def training_options(arguments: Mapping[str, object], **changes: object) -> Trai
             f"training options: no option {min(unknown)!r}; there are {', '.join(sorted(known))}"
         )
     if arguments["convention"] == "torchvision":
-        own = {"proposals": 2000, "rpn_beta": 1 / 9, "box_beta": 1 / 9, "rpn_normalizer": "sampled"}
+        own: dict[str, Any] = {
+            "proposals": 2000,
+            "rpn_beta": 1 / 9,
+            "box_beta": 1 / 9,
+            "rpn_normalizer": "sampled",
+        }
     elif arguments["structure"] != "fpn":
         own = {"pre_nms_proposals": 12000, "proposals": 2000}
     else:
@@ -331,10 +336,10 @@ def region_losses(
         features = model.parts["box_head"](pooled, training=training)
     logits, deltas = model.parts["box_predictor"](features, training=training)
     truth = _of(batch["boxes"], images, matches)
-    found = losses.box_losses(
+    of_boxes = losses.box_losses(
         logits, deltas, classes, encode(boxes, truth, model.box_weights), beta=options.box_beta
     )
-    found = dict(zip(("loss_class", "loss_box"), found, strict=True))
+    found: dict[str, tf.Tensor] = dict(zip(("loss_class", "loss_box"), of_boxes, strict=True))
     positive = (classes >= 0) & (classes < model.classes)
     if model.masks:
         own, real = _rows(positive)
@@ -383,9 +388,8 @@ def _mask_targets(
         hard = model.convention == "detectron2" or model.mask_loss == "softmax"
         found.append(tf.cast(soft >= 0.5, tf.float32) if hard else soft)
     if POLYGONS[0] in batch:
-        found.append(
-            mask_targets.polygon_targets(*(batch[name] for name in POLYGONS), boxes, images, objects, m)
-        )
+        points, lengths, owners = (batch[name] for name in POLYGONS)
+        found.append(mask_targets.polygon_targets(points, lengths, owners, boxes, images, objects, m))
     return found[0] if len(found) == 1 else tf.maximum(*found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,7 +26,7 @@ class TileCheck(layers.Layer):
     dynamic SavedModel, say) an InvalidArgumentError.
     """
 
-    def __init__(self, depth: int, padding: str, **kwargs) -> None:
+    def __init__(self, depth: int, padding: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.depth, self.padding = depth, padding
 
@@ -285,16 +286,16 @@ def _legal_sizes(size: int, depth: int, padding: str) -> tuple[int | None, int]:
 
 
 def _check_arguments(
-    input_channels,
-    classes,
-    depth,
-    base_channels,
-    padding,
-    normalization,
-    dropout,
-    activation,
-    class_names,
-    rotations,
+    input_channels: Any,
+    classes: Any,
+    depth: Any,
+    base_channels: Any,
+    padding: Any,
+    normalization: Any,
+    dropout: Any,
+    activation: Any,
+    class_names: Any,
+    rotations: Any,
 ) -> None:
     for field, value in (
         ("input_channels", input_channels),

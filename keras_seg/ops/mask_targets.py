@@ -102,7 +102,14 @@ def polygon_targets(
     polygon of fewer than 3 points, or not finite.
     """
 
-    def draw(points, lengths, owners, boxes, images, objects) -> np.ndarray:
+    def draw(
+        points: np.ndarray,
+        lengths: np.ndarray,
+        owners: np.ndarray,
+        boxes: np.ndarray,
+        images: np.ndarray,
+        objects: np.ndarray,
+    ) -> np.ndarray:
         found: dict[tuple[int, int], list[np.ndarray]] = {}
         wanted = {
             (image, entry)

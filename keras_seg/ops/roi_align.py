@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import tensorflow as tf
 
@@ -268,7 +269,7 @@ def _under_xla() -> bool:
     )
 
 
-def _compiled(features: Sequence[tf.Tensor], boxes: tf.Tensor, *arguments: object) -> tf.Tensor:
+def _compiled(features: Sequence[tf.Tensor], boxes: tf.Tensor, *arguments: Any) -> tf.Tensor:
     """`native.operation.roi_align`, which gives [N, h, w, C] of the features' dtype."""
     return operation.roi_align([tf.convert_to_tensor(level) for level in features], boxes, *arguments)
 

@@ -104,7 +104,7 @@ class Bins(NamedTuple):
 class Chunks(NamedTuple):
     """A division of N items into steps: step i is about `rows(i)` int32 [n], which share the number `key(i)`."""
 
-    count: int | tf.Tensor
+    count: int | tf.Tensor  # type: ignore[assignment]  # a named tuple's count() is not used
     rows: Callable[[tf.Tensor], tf.Tensor]
     key: Callable[[tf.Tensor], tf.Tensor]
 

@@ -42,7 +42,7 @@ class Hosts(NamedTuple):
 
     strategy: tf.distribute.Strategy
     number: int = 0
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # a named tuple's count() is not used
 
     @property
     def chief(self) -> bool:
@@ -103,7 +103,8 @@ def read_cluster(config: str) -> tuple[list[str], int]:
         raise ValueError(
             f"TF_CONFIG: cluster.{min(unknown)}: only workers, and a chief among them, train here; {HINT}"
         )
-    addresses, first = [], {}
+    addresses: list[str] = []
+    first: dict[str, int] = {}
     for kind in ("chief", "worker"):
         first[kind] = len(addresses)
         listed = cluster.get(kind, [])
@@ -116,14 +117,14 @@ def read_cluster(config: str) -> tuple[list[str], int]:
             raise ValueError(f"TF_CONFIG: {address!r} is no address; it must be host:port; {HINT}")
     if repeated := {address for address in addresses if addresses.count(address) > 1}:
         raise ValueError(f"TF_CONFIG: {min(repeated)} is there twice; each worker needs its own address")
-    kind, index = task.get("type"), task.get("index")
-    own = cluster.get(kind, []) if isinstance(kind, str) else []
+    role, index = task.get("type"), task.get("index")
+    own = cluster.get(role, []) if isinstance(role, str) else []
     if not own or isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(own):
         raise ValueError(
-            f"TF_CONFIG: task is {kind!r} number {index!r}, which is not in the cluster "
+            f"TF_CONFIG: task is {role!r} number {index!r}, which is not in the cluster "
             f"({', '.join(f'{len(cluster[k])} of type {k}' for k in cluster) or 'empty'}, counted from 0)"
         )
-    return addresses, first[kind] + index
+    return addresses, first[str(role)] + index
 
 
 def optimizing(model: keras.Model, hosts: Hosts, spec: dict[str, tf.TensorSpec]) -> Callable[..., Batch]:
@@ -224,10 +225,10 @@ def watching(hosts: Hosts, when: str) -> Iterator[None]:
     except LOST as error:
         if hosts.count == 1:
             raise
-        reason = re.search("Collective ops .*|.*[Cc]oordination.*", str(error.message))
-        if isinstance(error, tf.errors.InternalError) and not reason:
+        told = re.search("Collective ops .*|.*[Cc]oordination.*", str(error.message))
+        if isinstance(error, tf.errors.InternalError) and not told:
             raise
-        reason = reason[0] if reason else str(error.message).strip().partition("\n")[0]
+        reason = told[0] if told else str(error.message).strip().partition("\n")[0]
         raise WorkerLost(
             f"{when}: another of the {hosts.count} workers is gone ({reason}). Its own output says why. Start all "
             "workers again, with --resume, to go on from the last checkpoint"

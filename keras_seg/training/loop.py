@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -118,7 +119,8 @@ def run(
 
     data = batches(start * hosts.replicas).take(max(0, steps - start) * hosts.replicas)
     if hosts.strategy.num_replicas_in_sync > 1:
-        data, optimize = together(data, hosts), optimizing(model, hosts, data.element_spec)
+        optimize = optimizing(model, hosts, data.element_spec)
+        data = together(data, hosts)
     else:
         # a second shape of batch makes a trace for all shapes
         optimize = tf.function(model.optimize, reduce_retracing=True)
@@ -141,7 +143,7 @@ def run(
             say(f"step {step}/{steps}  {shown}  {speed:.2f} steps/s  {left:.0f} min left")
             recent = []
         now = finished() if evaluate and (step % evaluate_every == 0 or step == steps) else None
-        if now is not None:
+        if now is not None and evaluate and board:
             figures = {name: float(value) for name, value in evaluate(now).items()}
             record(figures)
             best = _keep_best(now, output, figures, best, step, select, say)
@@ -149,7 +151,7 @@ def run(
                 board.pictures(step, pictures(now))
         if step % checkpoint_every == 0 or step == steps:
             save()
-    if hosts.chief:
+    if board:
         board.close()
         save_weights(finished() if now is None else now, output / LAST)
     wait(hosts)
@@ -157,8 +159,14 @@ def run(
 
 
 def _keep_best(
-    model, output: Path, figures: dict, best: dict | None, step: int, select: tuple[str, str], say
-) -> dict:
+    model: keras.Model,
+    output: Path,
+    figures: dict[str, float],
+    best: dict[str, Any] | None,
+    step: int,
+    select: tuple[str, str],
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
     name, mode = select
     if name not in figures:
         raise ValueError(f"select: no figure {name!r}; the evaluation gives {', '.join(sorted(figures))}")
@@ -192,7 +200,8 @@ def _describe(
     worker = f"_worker_{hosts.number}" if hosts.count > 1 else ""
     culprit = path.with_name(f"not_finite_at_step_{step}{worker}.npz")
     with replacing(culprit) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays, **{f"terms/{name}": value for name, value in terms.items()})
+        losses = {f"terms/{name}": np.asarray(value) for name, value in terms.items()}
+        np.savez_compressed(file, allow_pickle=False, **arrays, **losses)
     kept = (
         f"the last checkpoint, {path}, is from before" if path.exists() else "no checkpoint was written yet"
     )

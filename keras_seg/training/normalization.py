@@ -29,7 +29,8 @@ def reestimate(model: keras.Model, inputs: Iterable[Any]) -> None:
     before = [(norm, "momentum", norm.momentum) for norm in norms] + [
         (drop, "rate", drop.rate) for drop in drops
     ]
-    sums, count = [[0.0, 0.0] for _ in norms], 0
+    sums: list[list[Any]] = [[0.0, 0.0] for _ in norms]
+    count = 0
     for layer, name, _ in before:
         setattr(layer, name, 0.0)  # each batch leaves its own statistics
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from keras_seg import zoo
 from keras_seg.models import MaskRCNN, UNet
-from keras_seg.recipe import Recipe, load_recipe
+from keras_seg.recipe import Data, Recipe, Sgd, Training, load_recipe
 from keras_seg.training import detectors, loop, normalization, unets
 from keras_seg.training.hosts import check_same, hosts_of
 from keras_seg.training.plan import Plan
@@ -61,12 +62,13 @@ def train(
         what `loop.run` raises.
     """
     recipe = _with_data(recipe)
-    steps = recipe.training.steps if steps is None else steps
+    training = _training(recipe)
+    steps = training.steps if steps is None else steps
     hosts = hosts_of(strategy, say)
     check_same(hosts, **{"the recipe": recipe.model_dump_json(), "the number of steps": steps})
-    keras.utils.set_random_seed(recipe.training.seed)
+    keras.utils.set_random_seed(training.seed)
     with hosts.strategy.scope():
-        with _precision(recipe.training.precision):
+        with _precision(training.precision):
             model = zoo.load(recipe, weights)
         model.compile(optimizer=_optimizer(recipe, steps))
     plan = _plan(model, recipe, data, all_data, hosts.shard)
@@ -81,9 +83,9 @@ def train(
         steps=steps,
         finished=lambda: _finish(model, result, recipe, plan),
         evaluate=plan.evaluate,
-        evaluate_every=recipe.training.evaluate_every,
-        checkpoint_every=recipe.training.checkpoint_every,
-        select=(recipe.training.select.metric, recipe.training.select.mode),
+        evaluate_every=training.evaluate_every,
+        checkpoint_every=training.checkpoint_every,
+        select=(training.select.metric, training.select.mode),
         resume=resume,
         sources=plan.sources,
         pictures=plan.pictures,
@@ -125,6 +127,15 @@ def _with_data(recipe: Recipe | str | Path) -> Recipe:
     return recipe
 
 
+def _training(recipe: Recipe) -> Training:
+    """A recipe's training block, of one that has it (`_with_data`)."""
+    return cast(Training, recipe.training)
+
+
+def _data(recipe: Recipe) -> Data:
+    return cast(Data, recipe.data)
+
+
 def _plan(
     model: UNet | MaskRCNN, recipe: Recipe, data: str | Path, all_data: bool, shard: tuple[int, int] = (0, 1)
 ) -> Plan:
@@ -140,7 +151,7 @@ def _plan(
 
 def _finish(model: UNet | MaskRCNN, result: UNet | MaskRCNN, recipe: Recipe, plan: Plan) -> UNet | MaskRCNN:
     """Gives `result` the model's weights, averaged if the recipe says so."""
-    if not recipe.training.optimizer.average:
+    if not _training(recipe).optimizer.average:
         result.set_weights(model.get_weights())
     else:
         own = model.get_weights()
@@ -153,7 +164,7 @@ def _finish(model: UNet | MaskRCNN, result: UNet | MaskRCNN, recipe: Recipe, pla
 
 
 def _reestimate_normalization(model: UNet | MaskRCNN, recipe: Recipe, plan: Plan) -> None:
-    count = -(-STATISTICS_IMAGES // recipe.data.batch_size)
+    count = -(-STATISTICS_IMAGES // _data(recipe).batch_size)
     normalization.reestimate(model, islice(plan.plain_inputs(), count))
 
 
@@ -170,12 +181,12 @@ def _precision(policy: str) -> Iterator[None]:
 
 def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
     block, schedule, detector = (
-        recipe.training.optimizer,
-        recipe.training.schedule,
+        _training(recipe).optimizer,
+        _training(recipe).schedule,
         recipe.model.builder == "mask_rcnn",
     )
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    batch = recipe.data.batch_size * block.accumulate * replicas
+    batch = _data(recipe).batch_size * block.accumulate * replicas
     factor = batch / (schedule.reference_batch or batch)
     updates = -(-steps // block.accumulate)
     rate = WarmupThenDecay(
@@ -188,7 +199,7 @@ def _optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
     options = {"use_ema": True, "ema_momentum": block.average} if block.average else {}
     options |= {"global_clipnorm": block.clip_norm} if block.clip_norm else {}
     options |= {"gradient_accumulation_steps": block.accumulate} if block.accumulate > 1 else {}
-    if block.name == "sgd":
+    if isinstance(block, Sgd):
         # a detector adds its decay to the gradient (`MaskRCNN.configure_training`)
         decay = None if detector else block.weight_decay or None
         return keras.optimizers.SGD(rate, momentum=block.momentum, weight_decay=decay, **options)
