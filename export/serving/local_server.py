@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import logging
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import grpc
 import server_configs
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from rest_api import RestServer
 from served_models import Models, RequestError
 from tensorflow_serving.apis import (
@@ -102,6 +102,24 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             context.abort(error.status, str(error))
 
 
+class Reading(grpc.ServerInterceptor):
+    """Refuses requests that are no messages. gRPC would too, but keeps 16 kB of each for ever (1.85)."""
+
+    def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+
+        def answer(content: bytes, context: grpc.ServicerContext) -> Any:
+            try:
+                request = handler.request_deserializer(content)
+            except DecodeError as error:
+                context.abort(grpc.StatusCode.INTERNAL, f"the request is no message of this method: {error}")
+            return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=handler.response_serializer)
+
+
 def metadata(name: str, model: Any) -> get_model_metadata_pb2.GetModelMetadataResponse:
     response = get_model_metadata_pb2.GetModelMetadataResponse()
     response.model_spec.name, response.model_spec.version.value = name, model.version
@@ -133,16 +151,14 @@ def start(
     threads: requests that are worked on at once; others wait. Returns the gRPC server, the REST server and the gRPC port.
     Raises OSError for a port that is taken.
     """
-    logging.getLogger("grpc._common").setLevel(
-        logging.CRITICAL
-    )  # one line for each request that is no message
     counts = Counts()
     options = [
         ("grpc.max_receive_message_length", most_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),
     ]
-    server = grpc.server(futures.ThreadPoolExecutor(threads), options=options)
+    pool = futures.ThreadPoolExecutor(threads)
+    server = grpc.server(pool, options=options, interceptors=[Reading()])
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(models, counts), server
     )

@@ -679,7 +679,7 @@ def mutated_content(request: predict_pb2.PredictRequest, rng: random.Random) -> 
 
 
 def test_ten_thousand_mutations_get_an_error_or_an_answer(server, channel, loaded):
-    """Right requests between them get right answers, and memory grows by less than 10 kB a request."""
+    """Right requests between them get right answers, and memory stays where it was once all sizes have been met."""
     rng = random.Random(20261125)
     image = picture(0, 12, 10)
     originals = [
@@ -707,7 +707,7 @@ def test_ten_thousand_mutations_get_an_error_or_an_answer(server, channel, loade
             response = call(message, timeout=300)
         except grpc.RpcError as error:
             statuses[error.code().name] += 1
-            unread = (error.code().name, error.details()) == ("INTERNAL", "Exception deserializing request!")
+            unread = error.code().name == "INTERNAL" and "no message of this method" in error.details()
             assert unread or error.code().name in REFUSED, (number, error.code(), error.details())
         else:
             statuses["OK"] += 1
@@ -719,8 +719,8 @@ def test_ten_thousand_mutations_get_an_error_or_an_answer(server, channel, loade
             memory.append(server.resident())
     # each fate was met often: the changes are neither all harmless nor all garbage
     assert min(statuses[name] for name in ("OK", "INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL")) > 100, statuses
-    # a bound, not a plateau: 7 kB a request were measured, steadily; where they go is not known
-    assert memory[-1] - memory[0] < 90 * 2**20, memory
+    # 43 MiB in these 6000 before models ran in sessions and unreadable messages were refused here; some sizes are new still
+    assert memory[-1] - memory[3] < 30 * 2**20, memory
     good(channel, loaded)
     print(dict(statuses), [size >> 20 for size in memory])
 
