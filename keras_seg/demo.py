@@ -65,7 +65,7 @@ def run(model: UNet, data: Path, output: Path, *, slices: Iterable[int] = SLICES
     print(f"picture:    {picture}")
 
     exported = keras_seg.export.saved_model(model, output / "saved_model" / "1", overwrite=True)
-    reloaded = keras_seg.export.load(exported).segment(volume[0])[..., CELL]
+    reloaded = np.asarray(keras_seg.export.load(exported).segment(volume[0]))[..., CELL]
     difference = np.abs(reloaded - probability[0]).max()
     print(f"SavedModel: {exported}; loaded back, its probabilities differ by at most {difference:.1e}")
     return scores

@@ -50,7 +50,7 @@ def run(model: MaskRCNN, data: Path, output: Path) -> dict[str, float]:
     results = [
         line for image, instances in found.items() for line in coco_data.to_results(image, instances, truth)
     ]
-    figures = {}
+    figures: dict[str, float] = {}
     for most in DETECTIONS:
         scores = evaluate.score(results, content, ["bbox", "segm"], max_detections=most)
         shown = {f"{kind}_{name}": scores[kind].figures[name] for kind in scores for name in ("AP", "AP50")}

@@ -188,7 +188,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _padding(font: ImageFont.FreeTypeFont) -> int:
-    return max(1, font.size // 6)
+    return max(1, int(font.size) // 6)
 
 
 def _label_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:

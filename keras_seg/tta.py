@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -77,10 +77,10 @@ def augmented_detector(
         ]
         found = []
         for view in views:
-            seen = detect.detect(
+            seen = cast(Instances, detect.detect(
                 model, view.pixels, score_threshold=0.0, max_detections=model.detections,
                 short_side=view.short_side, max_side=longest,
-            )  # fmt: skip
+            ))  # fmt: skip
             found.append(_turned_back(seen, order) if view.mirrored else seen)
         merged = _merged(found, model.box_nms, max_detections)
         if branch is None or not len(merged):
@@ -113,7 +113,7 @@ def _turned_back(found: Instances, order: list[int] | None) -> Instances:
     boxes[:, [0, 2]] = width - found.boxes[:, [2, 0]]
     keypoints = found.keypoints
     if keypoints is not None:
-        keypoints = keypoints[:, order] * np.float32([-1, 1, 1]) + [width, 0, 0]
+        keypoints = keypoints[:, order] * np.array([-1, 1, 1], np.float32) + [width, 0, 0]
     return dataclasses.replace(found, boxes=boxes, keypoints=keypoints)
 
 
@@ -126,7 +126,9 @@ def _merged(found: Sequence[Instances], threshold: float, max_detections: int) -
         return None if arrays[0] is None else np.concatenate(arrays)
 
     fields = ("boxes", "scores", "classes", "mask_probabilities", "keypoints")
-    together = dataclasses.replace(found[0], **{field: joined(field) for field in fields})
+    together = dataclasses.replace(
+        found[0], **cast("dict[str, Any]", {field: joined(field) for field in fields})
+    )
     together = together[together.scores > LEAST_SCORE]
     kept = batched_nms(together.boxes, together.scores, together.classes, threshold, max_detections)
     return together[kept.numpy()]
@@ -144,7 +146,7 @@ def _masks(
     boxes = found.boxes.copy()
     if view.mirrored:
         boxes[:, [0, 2]] = width - found.boxes[:, [2, 0]]
-    boxes *= np.tile(np.float32([size[1] / width, size[0] / height]), 2)
+    boxes *= np.tile(np.array([size[1] / width, size[0] / height], np.float32), 2)
     masks = branch(inputs["image"], inputs["size"], boxes[None], found.classes[None], [len(found)])[0].numpy()
     return masks[:, :, ::-1] if view.mirrored else masks
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -207,7 +207,7 @@ def side_by_side(panels: Sequence[tuple[str, Any]]) -> Image.Image:
     titles = [title for title, _ in panels]
     font = _fitting_font(titles, [p.width for p in pictures], max(14, side // 26))
     widths = [max(p.width, round(font.getlength(title))) for title, p in zip(titles, pictures, strict=True)]
-    header = sum(font.getmetrics())
+    header = sum(cast(ImageFont.FreeTypeFont, font).getmetrics())
     canvas = Image.new(
         "RGB",
         (sum(widths) + GAP * (len(widths) + 1), header + max(p.height for p in pictures) + 3 * GAP),
@@ -272,7 +272,7 @@ def _with_masks(
     """The image with the masks of instances on it, the last one on top."""
     canvas = image.copy()
     windows = mask_ops.windows(
-        instances.mask_probabilities,
+        cast(np.ndarray, instances.mask_probabilities),
         instances.boxes,
         instances.image_size,
         instances.mask_threshold,
@@ -291,7 +291,9 @@ def _touching(labels: np.ndarray) -> np.ndarray:
     return touching
 
 
-def _fitting_font(titles: Sequence[str], widths: Sequence[int], size: int) -> ImageFont.FreeTypeFont:
+def _fitting_font(
+    titles: Sequence[str], widths: Sequence[int], size: int
+) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The largest font, 12 to `size`, in which the titles are no wider than their panels."""
     while size > 12:
         font = ImageFont.load_default(size)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from keras_seg.recipe import Recipe, load_recipe
+from keras_seg.recipe import Recipe, Weights, load_recipe
 from keras_seg.schema import did_you_mean
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _source(recipe: Recipe, weights: str | Path | None) -> Path | Published | st
             f"{recipe.name} has no pretrained weights{note}. Use weights=None for fresh ones, "
             f"a .weights.h5 file of your own{have}"
         )
-    check_sha256(recipe.weights_path, recipe.weights.sha256)
+    check_sha256(recipe.weights_path, cast(Weights, recipe.weights).sha256)
     return recipe.weights_path
 
 
@@ -144,7 +144,7 @@ def _load(
     from keras_seg.weights import formats
     from keras_seg.weights.assign import assign
 
-    if source == "imagenet":
+    if isinstance(source, str):
         return _load_imagenet(model)
     if isinstance(source, Path):
         return assign(model.parts, formats.read(source), source, may_be_fresh=may_be_fresh)

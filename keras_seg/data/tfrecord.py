@@ -12,7 +12,7 @@ import shutil
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -64,7 +64,8 @@ def write_tfrecords(
     try:
         places = np.zeros((number, 3), np.int64)  # shard, first byte, bytes
         order = track([(i * shards // number, i) for i in range(number)], f"Writing {output.name}")
-        writer, current, offset = None, -1, 0
+        writer: Any = None
+        current, offset = -1, 0
         for shard, i in order:
             if shard != current:
                 if writer:
@@ -195,7 +196,7 @@ def _example(annotated: AnnotatedImage, file_name: str) -> tf.train.Example:
         return raw(np.ascontiguousarray(values, "<f8").tobytes())  # an Example's own floats are of 32 bits
 
     features = {
-        "image/encoded": raw(Path(annotated.file).read_bytes()),
+        "image/encoded": raw(Path(cast(Path, annotated.file)).read_bytes()),
         "image/filename": raw(file_name.encode("utf-8", "surrogatepass")),
         "image/id": ints([annotated.image_id]),
         "image/height": ints([annotated.size[0]]),

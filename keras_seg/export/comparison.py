@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def tflite_differences(model: UNet | MaskRCNN, path: str | Path, image: Any) -> 
         return differences(keras_seg.segment(model, taken, rotations=1, progress=False), found)
     pixels = detect.pixels_of(image, "image")
     taken = tflite_images.fit_photograph(model, pixels, height, width)[None]
-    size = tflite_images.fitted_size(model, *pixels.shape[:2], height, width)
+    size = tflite_images.fitted_size(model, pixels.shape[0], pixels.shape[1], height, width)
     true_size = tf.constant([size], tf.float32)
     expected = inference.compiled(model)({"image": tf.constant(taken, tf.float32), "size": true_size})
     found = run(images=taken)
@@ -74,8 +74,9 @@ def differences(expected: Instances | np.ndarray, found: Instances | np.ndarray)
         return {"probabilities": float(np.abs(expected - found).max())}
     sure = expected.filter(SURE)
     sure = sure if len(sure) else expected
+    found = cast(Instances, found)
     pairs = list(_pairs(sure, found))
-    compared = {"objects": len(sure), "without counterpart": len(sure) - len(pairs)}
+    compared: dict[str, float] = {"objects": len(sure), "without counterpart": len(sure) - len(pairs)}
     for name in ("boxes", "scores", "mask_probabilities", "keypoints"):
         mine, theirs = getattr(sure, name), getattr(found, name)
         if mine is not None:

@@ -42,7 +42,7 @@ class Exported:
     def is_detector(self) -> bool:
         return self.about["task"] == "detection"
 
-    def segment(self, image: Any, **options: Any) -> Instances | list[Instances] | np.ndarray:
+    def segment(self, image: Any, **options: Any) -> Any:
         """What `keras_seg.segment` gives for the Keras model, its sizes, tiles and rotations being those in the graph.
 
         A detector takes an image, a list or an iterator of them, and score_threshold, max_detections and classes as

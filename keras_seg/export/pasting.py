@@ -81,7 +81,10 @@ def _each(
 
     def one(n: tf.Tensor, done: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
         place = [n // number, n % number]
-        down, across = (_weights(*(tf.gather_nd(part, place) for part in axis), cells) for axis in (y, x))
+        first, spacing, start, stop = (
+            [tf.gather_nd(part, place) for part in parts] for parts in zip(y, x, strict=True)
+        )
+        down, across = (_weights(first[k], spacing[k], start[k], stop[k], cells) for k in (0, 1))
         surface = tf.matmul(
             tf.matmul(down, tf.cast(tf.gather_nd(masks, place), tf.float64)), across, transpose_b=True
         )

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -94,7 +94,9 @@ def tflite(
         tflite_detector.check(model)
     path = Path(path)
     _check_place(path, overwrite)
-    treatment = _calibrated(model, representative, height, width) if quantize == "int8" else Exact()
+    treatment = (
+        _calibrated(model, cast(Any, representative), height, width) if quantize == "int8" else Exact()
+    )
     function = _function(model, height, width, treatment, select_ops)
     spec = tf.TensorSpec([1, height, width, getattr(model, "input_channels", 3)], tf.uint8, name="images")
     traced = tf.function(function, input_signature=[spec], autograph=False)
@@ -142,7 +144,7 @@ def _function(
     if hasattr(model, "legal_sizes"):
         return tflite_unet.segmenter(model, height, width, treatment)
     if not select_ops:
-        return tflite_detector.detector(model, height, width, treatment)
+        return tflite_detector.detector(model, cast(int, height), cast(int, width), treatment)
 
     def detect(images: tf.Tensor) -> dict[str, tf.Tensor]:
         image, size = tf.cast(images, tf.float32), tflite_detector.true_size(model, images)
@@ -156,7 +158,7 @@ def _calibrated(
     model: UNet | MaskRCNN, representative: str | Path | Iterable[Any], height: int | None, width: int | None
 ) -> EightBits:
     """Ranges from a run of the float networks on the images."""
-    if height is None:
+    if height is None or width is None:
         remainder, multiple, least = tflite_unet.legal_sides(model)
         height = width = max(least, CALIBRATION_SIDE // multiple * multiple + remainder)
     images = tflite_images.representative_images(model, representative, height, width)

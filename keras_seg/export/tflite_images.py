@@ -41,7 +41,7 @@ def fit_photograph(model: MaskRCNN, image: Any, height: int, width: int, name: s
     """An image for a detector, resized as the model's images are, smaller where it would not fit, and padded at the bottom
     and at the right with the mean colour: uint8 [height, width, 3]."""
     pixels = detect.pixels_of(image, name)
-    size = fitted_size(model, *pixels.shape[:2], height, width)
+    size = fitted_size(model, pixels.shape[0], pixels.shape[1], height, width)
     result = np.empty((height, width, 3), np.uint8)
     result[:] = padding(model)
     result[: size[0], : size[1]] = np.rint(resize(pixels, size, model.convention))
@@ -52,7 +52,8 @@ def fitted_size(model: MaskRCNN, tall: int, wide: int, height: int, width: int) 
     """Height and width of an image of tall x wide pixels within a detector's input of height x width."""
     tall, wide = detect.resized_size(model, tall, wide)
     shrink = min(1.0, height / tall, width / wide)
-    return tuple(max(1, min(round(side * shrink), most)) for side, most in ((tall, height), (wide, width)))
+    tall, wide = (max(1, min(round(side * shrink), most)) for side, most in ((tall, height), (wide, width)))
+    return tall, wide
 
 
 def padding(model: MaskRCNN) -> list[int]:
@@ -92,7 +93,7 @@ def _files(model: UNet | MaskRCNN, path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder of representative images, and no such file")
-    data = zoo.show(model.name).data if model.name in zoo.list() else None
+    data: Any = zoo.show(model.name).data if model.name in zoo.list() else None
     places = {
         "isbi": lambda: [path / data.volume],
         "coco": lambda: [path / data.images],

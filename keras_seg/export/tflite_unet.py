@@ -45,7 +45,7 @@ def segmenter(
     border = overlap_tile.border_of(model)
 
     def segment(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        if height is None:
+        if height is None or width is None:
             x = tf.cast(images, tf.float32)
             y = functional(tf.pad(x, [[0, 0], [border, border], [border, border], [0, 0]], "REFLECT"))
             return {"probabilities": y[:, surplus:-surplus, surplus:-surplus] if surplus else y}

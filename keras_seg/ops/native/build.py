@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 LIBRARY, MANIFEST = "roi_align.so", "build.json"
@@ -173,7 +174,8 @@ def _version(command: Sequence[str]) -> str:
 
 def run_all(commands: list[list[str]]) -> None:
     """Runs commands, as many at once as there are processors. Raises BuildFailed with what the first to fail said."""
-    waiting, running = list(commands), []
+    waiting = list(commands)
+    running: list[tuple[list[str], subprocess.Popen, Any]] = []
     limit = max(1, os.cpu_count() or 1)
     deadline = time.monotonic() + TIMEOUT
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from typing import cast
+
 import numpy as np
 
 from keras_seg.ops.native import library
@@ -46,7 +49,7 @@ def resize(
     memory = np.empty(int(np.prod(shape)) + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     padded = memory[start : start + memory.size - ALIGNMENT].reshape(shape)
-    done = library.get().functions.keras_seg_resize(
+    done = cast(ctypes.CDLL, library.get().functions).keras_seg_resize(
         image.ctypes.data, *image.shape[:2], *new_size, mirror, padded.ctypes.data, *padded_size
     )
     if not done:
