@@ -258,6 +258,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     if path.is_dir():
         return json.loads((path / INDEX).read_text())
     inside = re.search(rf'id="asset:{INDEX}">([^<]*)<', path.read_text())
+    if inside is None:
+        raise ValueError(f"{path}: no page that export.browser wrote")
     return json.loads(base64.b64decode(cast(re.Match, inside)[1]))
 
 
@@ -287,7 +289,10 @@ def _keep_others_files(path: Path, fresh: Path, name: str) -> None:
     replaced = {file for entry in former if entry["name"] == name for file in _files(entry)}
     for item in path.iterdir():
         if item.name not in replaced and not (fresh / item.name).exists():
-            (shutil.copytree if item.is_dir() else shutil.copy2)(item, fresh / item.name)
+            if item.is_dir():
+                shutil.copytree(item, fresh / item.name)
+            else:
+                shutil.copy2(item, fresh / item.name)
 
 
 def _files(entry: dict[str, Any]) -> list[str]:

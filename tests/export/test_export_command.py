@@ -102,6 +102,11 @@ def test_a_unet_is_checked(run, folder, tmp_path, format):
     [
         (["--quantize", "int8"], "--quantize is not for --format savedmodel"),
         (["--format", "tflite", "--masks", "bits"], "--masks is not for --format tflite"),
+        (["--format", "browser", "--masks", "bits"], "--masks is not for --format browser"),
+        (["--format", "browser", "--representative", "r"], "--representative is not for --format browser"),
+        (["--format", "tflite", "--example", "a.png"], "--example is not for --format tflite"),
+        (["--format", "browser", "--credit", "me"], "--credit is for --example"),
+        (["--format", "browser", "--quantize", "int8"], "quantize must be one of None, 'float16', 'dynamic'"),
         (["--image", "a.png"], "--image is for --check"),
         (["--check", "--masks", "bits"], "--check compares masks as probabilities, not as --masks bits"),
         (["--masks", "none"], "masks must be"),
