@@ -316,6 +316,7 @@ def as_graph(function: Callable) -> Callable:
 
     compiled = tf.function(traced, autograph=False, reduce_retracing=True)
 
+    @functools.wraps(function)
     def call(features: Sequence[tf.Tensor], *arguments: object) -> tf.Tensor:
         features = [tf.convert_to_tensor(level) for level in features]
         if tf.executing_eagerly():
