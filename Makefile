@@ -8,7 +8,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8 nuclei export tflite)
 
-.PHONY: install test lint demo bench-data bench claims prove-training native train-isbi train-nuclei browser wheel docs clean $(BENCHES)
+.PHONY: install test test-beam lint demo bench-data bench claims prove-training native train-isbi \
+  train-nuclei browser wheel docs faults coverage test-versions clean $(BENCHES)
 
 install: .venv/installed
 
@@ -23,9 +24,31 @@ install: .venv/installed
 
 test: install lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(MAKE) --no-print-directory test-beam
+
+# What runs on Apache Beam, which wants older versions of a few packages: it is laid over the rest.
+.venv/beam/installed: .venv/installed requirements-beam.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .venv/beam --no-deps \
+	  -r requirements-beam.lock
+	touch $@
+
+test-beam: .venv/beam/installed
+	PYTHONPATH=.venv/beam $(BIN)/python -m pytest tests/test_beam_batch.py
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Hostile files, killed runs, full disks, no network, many threads: docs/reliability.md.
+faults: install
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile tests/faults
+
+coverage: install
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report term-missing --cov-report html
+
+# In each supported version of Python and TensorFlow that installs here; VERSIONS="oldest --whole" and the like.
+test-versions: install
+	$(BIN)/python scripts/test_versions.py $(VERSIONS)
 
 demo: install
 	$(BIN)/python -m keras_seg.demo
