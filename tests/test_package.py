@@ -97,4 +97,8 @@ def test_every_package_is_listed_for_the_wheel():
     config = configparser.ConfigParser()
     config.read(CHECKOUT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
-    assert listed == {*find_packages(CHECKOUT, include=["keras_seg", "keras_seg.*"]), "keras_seg._zoo"}
+    assert listed == {
+        *find_packages(CHECKOUT, include=["keras_seg", "keras_seg.*"]),
+        "keras_seg._zoo",
+        "keras_seg._browser",
+    }

@@ -74,9 +74,12 @@ def test_the_wheel_holds_the_code_the_zoo_and_the_licence_and_nothing_else(wheel
     }
     recipes = CHECKOUT / "zoo"
     zoo = {f"keras_seg/_zoo/{path.relative_to(recipes)}" for path in recipes.rglob("*") if path.is_file()}
+    page = CHECKOUT / "export/browser"
+    kinds = ("*.html", "*.css", "*.mjs", "*.json", "src/*.js")
+    browser = {f"keras_seg/_browser/{path.relative_to(page)}" for kind in kinds for path in page.glob(kind)}
     metadata = {name for name in names if ".dist-info/" in name}
     assert any(name.endswith("LICENSE") for name in metadata)
-    assert names - metadata == code | zoo | PREBUILT
+    assert names - metadata == code | zoo | browser | PREBUILT
 
 
 def test_the_source_distribution_gives_the_same_wheel(wheel, from_sdist):
