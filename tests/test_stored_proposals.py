@@ -53,7 +53,7 @@ def test_from_an_rpn_to_a_detector(squares, tmp_path, monkeypatch, run):
     status, said, _ = run("evaluate", *the_rpn, *on, "--json")
     assert json.loads(said) == pytest.approx(figures, abs=1e-6)
 
-    on_stored = recipe(50).override({**STORED, "name": "tiny_on_stored"})
+    on_stored = recipe(40).override({**STORED, "name": "tiny_on_stored"})
     lines.clear()
     detector = train(on_stored, squares, tmp_path / "detector", say=lines.append)
     assert any("loss_mask" in line for line in lines) and not any("loss_rpn" in line for line in lines)

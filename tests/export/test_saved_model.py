@@ -96,7 +96,7 @@ def test_different_numbers_are_refused(model, tmp_path, monkeypatch):
         result = lambda images: {"probabilities": tf.fill([*images.shape[:3], 2], 0.5)}
         return type("Loaded", (), {"signatures": {"serving_default": result}})
 
-    monkeypatch.setattr("tensorflow.saved_model.load", other)
+    monkeypatch.setattr(tf.saved_model, "load", other)
     with pytest.raises(
         RuntimeError, match="reloaded model differs from the Keras model by .* nothing was written"
     ):

@@ -99,7 +99,9 @@ def test_loaded_in_python(model, exported):
 
 def test_pasted_masks_and_keypoints_in_torchvisions_convention(tmp_path):
     model = detector(**TORCHVISION, keypoints=2, structure="c5", anchor_sizes=[16, 32], box_head_channels=16)
-    signatures = tf.saved_model.load(str(saved_model(model, tmp_path / "1", masks="pasted"))).signatures
+    signatures = tf.saved_model.load(
+        str(saved_model(model, tmp_path / "1", masks="pasted", warmup_sizes=()))
+    ).signatures
     images = [pictures(40, 60, 3), pictures(70, 33, 3)]
     outputs = signatures["encoded_images"](image_bytes=tf.constant([file_of(image) for image in images]))
     masks = outputs.pop("masks").numpy()
@@ -121,7 +123,9 @@ def test_bits_are_ready_for_run_lengths(tmp_path):
     from pycocotools import mask as coco
 
     model = detector(structure="c4", anchor_sizes=[16, 32], roi="warp")
-    signatures = tf.saved_model.load(str(saved_model(model, tmp_path / "1", masks="bits"))).signatures
+    signatures = tf.saved_model.load(
+        str(saved_model(model, tmp_path / "1", masks="bits", warmup_sizes=()))
+    ).signatures
     image = pictures(41, 59, 3)
     outputs = {
         k: v.numpy()[0] for k, v in signatures["serving_default"](images=tf.constant(image[None])).items()
@@ -141,7 +145,7 @@ def rpn():
 
 
 def test_an_rpn_gives_proposals(rpn, tmp_path):
-    path = saved_model(rpn, tmp_path / "1")
+    path = saved_model(rpn, tmp_path / "1", warmup_sizes=())
     image = pictures(40, 60, 3)
     outputs = tf.saved_model.load(str(path)).signatures["serving_default"](images=tf.constant(image[None]))
     assert "masks" not in outputs and outputs["boxes"].shape == (1, 40, 4)
@@ -156,7 +160,7 @@ def test_different_detections_are_refused(rpn, tmp_path, monkeypatch):
     with pytest.raises(
         RuntimeError, match="finds [0-9]+% of what the Keras model finds, .* nothing was written"
     ):
-        saved_model(rpn, tmp_path / "1")
+        saved_model(rpn, tmp_path / "1", warmup_sizes=())
     assert not list(tmp_path.iterdir())
 
 
@@ -179,7 +183,9 @@ def test_a_large_batch_goes_through_the_network_in_parts(model, tmp_path, monkey
 
     images = pictures(5, 30, 40, 3)  # the network sees 64 x 64
     monkeypatch.setattr(detection_graph, "AT_ONCE", 2 * 64 * 64)
-    signature = tf.saved_model.load(str(saved_model(model, tmp_path / "1"))).signatures["serving_default"]
+    signature = tf.saved_model.load(str(saved_model(model, tmp_path / "1", warmup_sizes=()))).signatures[
+        "serving_default"
+    ]
     outputs = signature(images=tf.constant(images))
     for n, image in enumerate(images):
         same(outputs, n, keras_seg.segment(model, image, score_threshold=0.0))
@@ -194,7 +200,9 @@ def test_pasted_masks_count_as_the_largest_image(tmp_path):
     assert limits_of(model, "pasted") == (2**30 // 100, 64, 2**30 // 100)
     assert limits_of(model, "bits").request_pixels == 2**26
     model.detections = 12
-    path = saved_model(model, tmp_path / "1", masks="pasted", most_pixels=1500, most_request_pixels=3000)
+    path = saved_model(
+        model, tmp_path / "1", masks="pasted", most_pixels=1500, most_request_pixels=3000, warmup_sizes=()
+    )
     encoded = tf.saved_model.load(str(path)).signatures["encoded_images"]
     wide, high = file_of(pictures(10, 60, 3)), file_of(pictures(60, 10, 3))
     assert encoded(image_bytes=tf.constant([wide] * 5))["masks"].shape == (5, 12, 10, 60)
