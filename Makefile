@@ -6,9 +6,9 @@ DATA ?= ../shared/data
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn precision int8 nuclei export tflite)
+BENCHES = $(addprefix bench-,roi-align masks tiles stream unet train-step maskrcnn winograd precision int8 nuclei zoo export tflite)
 
-.PHONY: install test test-beam lint demo bench-data bench claims prove-training native train-isbi \
+.PHONY: install test test-beam lint demo bench-data bench claims prove-training native train-isbi notebooks \
   train-nuclei browser wheel docs faults coverage test-versions clean $(BENCHES)
 
 install: .venv/installed
@@ -102,6 +102,10 @@ train-nuclei: install
 	$(BIN)/keras-seg train maskrcnn_nuclei --data $(DATA)/nuclei --resume --output runs/nuclei
 	$(BIN)/keras-seg average maskrcnn_nuclei runs/nuclei/best.weights.h5 --data $(DATA)/nuclei --half \
 	  --output runs/nuclei.weights.h5
+
+# Runs the tutorials anew and keeps what they print and draw.
+notebooks: install
+	$(BIN)/python colab/execute.py colab/*.ipynb
 
 # The compiled RoIAlign for this machine, where a wheel takes it from (docs/native_op.md); CUDA=--cuda for GPUs too.
 native: install
