@@ -129,13 +129,10 @@ def batch(
     parallel = (
         [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"] if workers > 1 else []
     )
-    try:
-        summary = batches.run(
-            model, images, output, weights=weights, shard_size=shard_size,
-            pipeline_options=[*parallel, *(f"--{option}" for option in beam or [])], **options,
-        )  # fmt: skip
-    except ModuleNotFoundError as error:
-        raise ValueError(str(error)) from error  # one line on the command line
+    summary = batches.run(
+        model, images, output, weights=weights, shard_size=shard_size,
+        pipeline_options=[*parallel, *(f"--{option}" for option in beam or [])], **options,
+    )  # fmt: skip
     if as_json:
         content = {"output": str(summary.output), "images": summary.images, "failed": summary.failed}
         print(json.dumps({**content, "counters": summary.counters}, indent=1))

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_seg.data.progress import track
 from keras_seg.error_pictures import FALSE, MISSED, RIGHT, Judged, judge
-from keras_seg.report_page import Column, Image, Page, Table, percent, write_page
+from keras_seg.report_page import PANEL_SIDE, Column, Image, Page, Table, percent, save_panel, write_page
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["outlined", "write_detector_report"]
 
-PANEL_SIDE = 1024  # pixels of a picture's longest side, at most
 LINE_SHARE = 1 / 500  # of an outline's width, in a picture's longest side
-QUALITY = 92  # of JPEG
 
 COLUMNS = (
     Column("image", "file"),
@@ -152,16 +150,6 @@ def _panels(one: Judged, images: Path, folder: Path, number: int, iou_type: str)
         save_panel(outlined(picture, objects, iou_type), folder / file)
         written.append((caption, file))
     return written
-
-
-def save_panel(picture: PIL.Image, path: Path) -> None:
-    """As JPEG, small pictures enlarged without smoothing, so that single pixels stay to be seen."""
-    from PIL import Image as Pictures
-
-    factor = PANEL_SIDE // 2 // max(picture.size)
-    if factor > 1:
-        picture = picture.resize([factor * side for side in picture.size], Pictures.Resampling.NEAREST)
-    picture.convert("RGB").save(path, quality=QUALITY, subsampling=0)
 
 
 def _cells(one: Judged) -> list[tuple[float, str]]:

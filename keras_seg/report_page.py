@@ -10,9 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image as Pictures
+
 from keras_seg.weights.files import replacing
 
-__all__ = ["Column", "Image", "Page", "Table", "percent", "write_page"]
+__all__ = ["PANEL_SIDE", "Column", "Image", "Page", "Table", "percent", "save_panel", "write_page"]
+
+PANEL_SIDE = 1024  # pixels of a picture's longest side, at most
+QUALITY = 92  # of JPEG
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,14 @@ def write_page(page: Page, path: Path) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(_document(page), encoding="utf-8")
     return path
+
+
+def save_panel(picture: Pictures.Image, path: Path) -> None:
+    """As JPEG, small pictures enlarged without smoothing, so that single pixels stay to be seen."""
+    factor = PANEL_SIDE // 2 // max(picture.size)
+    if factor > 1:
+        picture = picture.resize([factor * side for side in picture.size], Pictures.Resampling.NEAREST)
+    picture.convert("RGB").save(path, quality=QUALITY, subsampling=0)
 
 
 def _document(page: Page) -> str:

@@ -11,9 +11,8 @@ import numpy as np
 
 from keras_seg.data.progress import track
 from keras_seg.data.sample import UNKNOWN, Sample
-from keras_seg.detector_report import save_panel
 from keras_seg.error_pictures import FALSE, MISSED
-from keras_seg.report_page import Column, Image, Page, Table, percent, write_page
+from keras_seg.report_page import Column, Image, Page, Table, percent, save_panel, write_page
 from keras_seg.weights.files import replacing
 
 __all__ = ["pixel_curve", "write_unet_report"]

@@ -38,7 +38,7 @@ class DetectorTile:
 
     @property
     def key(self) -> str:
-        return f"image-{self.image.id:06d}-y{self.window[0]}-x{self.window[1]}"
+        return f"{self.image.key}-y{self.window[0]}-x{self.window[1]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Merging:
 
     @property
     def key(self) -> str:
-        return f"image-{self.image.id:06d}"
+        return self.image.key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class DetectorWork:
             DetectorTile(image, window, f"tiles/{image.name}/y{window[0]:06d}_x{window[1]:06d}.json")
             for window in windows(size, side, self.overlap)
         )
-        return Merging(image, size, tiles, f"detections/image-{image.id:06d}.json")
+        return Merging(image, size, tiles, f"detections/{image.key}.json")
 
     def _find(self, model: Any, images: Any) -> Any:
         return detect(model, images, **self.options) if hasattr(model, "short_side") else model.segment(

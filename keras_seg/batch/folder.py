@@ -38,6 +38,10 @@ class Image:
     file_name: str
     name: str
 
+    @property
+    def key(self) -> str:
+        return f"image-{self.id:06d}"
+
 
 @dataclass(frozen=True)
 class Shard:

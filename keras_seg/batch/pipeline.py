@@ -116,7 +116,7 @@ class _Plan(beam.DoFn):
         for unit in self._work.units(shard, self._folder):
             if isinstance(unit, Failure):
                 self._failed.inc()
-                self._folder.keep(Outcome(f"image-{unit.image.id:06d}", failures=(unit,)))
+                self._folder.keep(Outcome(unit.image.key, failures=(unit,)))
                 yield beam.pvalue.TaggedOutput("failures", unit)
             elif self._folder.has(unit.result):
                 self._done_before.inc()

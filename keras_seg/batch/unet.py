@@ -40,7 +40,7 @@ class Tile:
 
     @property
     def key(self) -> str:
-        return f"image-{self.image.id:06d}-z{self.page}-y{self.rows[0]}-x{self.columns[0]}"
+        return f"{self.image.key}-z{self.page}-y{self.rows[0]}-x{self.columns[0]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Joining:
 
     @property
     def key(self) -> str:
-        return f"image-{self.image.id:06d}"
+        return self.image.key
 
 
 @dataclasses.dataclass(frozen=True)

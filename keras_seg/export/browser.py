@@ -15,8 +15,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +33,7 @@ from keras_seg.models import MaskRCNN, UNet
 from keras_seg.ops.rle import to_string
 from keras_seg.segment import segment
 from keras_seg.weights.download import cache_folder, locked
+from keras_seg.weights.files import folder_beside
 
 MODES = (None, "float16", "dynamic")
 INDEX = "models.json"
@@ -94,7 +93,7 @@ def browser(
     size = input_size(model, height, width)
     shown = None if example is None else np.squeeze(pixels_for_page(model, example))
     workshop = page_workshop()
-    with _folder_beside(path) as folder:
+    with folder_beside(path) as folder:
         models, fresh = folder / "models", folder / ("fresh.html" if path.suffix == ".html" else "fresh")
         models.mkdir()
         for file in (file for entry in others for file in _files(entry)):
@@ -297,15 +296,3 @@ def _keep_others_files(path: Path, fresh: Path, name: str) -> None:
 
 def _files(entry: dict[str, Any]) -> list[str]:
     return [entry["file"], *([entry["example"]["file"]] if "example" in entry else [])]
-
-
-@contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder from which `path` can be renamed into place."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise type(error)(error.errno, f"{path}: cannot be written ({error.strerror})") from None
-    with folder:
-        yield Path(folder.name)

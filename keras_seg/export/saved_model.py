@@ -17,6 +17,7 @@ from keras_seg.export import comparison, detection_graph, metadata, tile_graph, 
 from keras_seg.export.limits import Limits, limits_of
 from keras_seg.ops.roi_align import portable
 from keras_seg.ops.roi_sampling import without_gradients
+from keras_seg.weights.files import folder_beside
 
 if TYPE_CHECKING:
     from keras_seg.models.mask_rcnn import MaskRCNN
@@ -107,7 +108,7 @@ def saved_model(
     _check_finite(model)
     path = Path(path)
     _check_free(path, overwrite)
-    with _folder_beside(path) as folder:
+    with folder_beside(path) as folder:
         fresh, former = Path(folder, "fresh"), Path(folder, "former")
         with portable(), without_gradients():
             if is_unet:
@@ -128,18 +129,6 @@ def saved_model(
             path.rename(former)
         fresh.rename(path)
     return path
-
-
-@contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder from which `path` can be renamed into place."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise type(error)(error.errno, f"{path}: cannot be written ({error.strerror})") from None
-    with folder:
-        yield Path(folder.name)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(error.errno, f"could not write {path} ({error.strerror or error}); {before}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder from which `path` can be renamed into place; for what is a folder, or several files.
+
+    Raises OSError naming `path` where its folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise type(error)(error.errno, f"{path}: cannot be written ({error.strerror})") from None
+    with folder:
+        yield Path(folder.name)
 
 
 def add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
