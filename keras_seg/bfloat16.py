@@ -64,7 +64,8 @@ class Frozen(layers.Layer):
         if winograd_pays:
             options = {"padding": layer.padding, "activation": self.activation}
             return winograd.convolve(x, kernel, bias, block=WINOGRAD_BLOCK, **options)
-        return self.activation(tf.nn.bias_add(_product(layer, x, kernel), bias))
+        grouped = getattr(layer, "groups", 1) > 1
+        return self.activation(inference.add_bias(_product(layer, x, kernel), bias, grouped=grouped))
 
     def _weights(self, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
         kernel, bias = inference.fold(self.layer, self.normalization)

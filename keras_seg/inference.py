@@ -260,7 +260,14 @@ def _convolve(
     if by_winograd:
         return winograd.convolve(x, kernel, bias, padding=padding, activation=activation)
     y = direct(x, kernel, strides, padding, dilation)
-    return activation(y if bias is None else tf.nn.bias_add(y, bias))
+    return activation(y if bias is None else add_bias(y, bias, grouped=kernel.shape[2] != x.shape[-1]))
+
+
+def add_bias(y: tf.Tensor, bias: tf.Tensor, *, grouped: bool) -> tf.Tensor:
+    """The sum of a convolution's map and its bias. TensorFlow makes one operation of a convolution and `bias_add`, which for
+    grouped ones oneDNN alone has: on a GPU, and on processors where TensorFlow leaves oneDNN off (without AVX-512 VNNI), it
+    fails. It does so with a plain sum only where oneDNN is on."""
+    return tf.add(y, bias) if grouped else tf.nn.bias_add(y, bias)
 
 
 def direct(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import keras
@@ -105,6 +108,37 @@ def test_grouped_convolutions_are_tensorflows_own(precision):
     assert "Conv2D" in text and "_XlaMustCompile" not in text
     plain = tf.function(lambda x: model(x), input_signature=signature).get_concrete_function().graph
     assert "_XlaMustCompile" in str(plain.as_graph_def())
+
+
+GROUPED = """
+import keras, numpy as np, tensorflow as tf
+from keras_seg.backbones.resnet import FrozenBatchNormalization
+from keras_seg.export.folding import folded
+from keras_seg.inference import compiled
+
+image = keras.Input((None, None, 16))
+grouped = keras.layers.Conv2D(32, 3, groups=4, padding="same")(image)
+model = keras.Model(image, keras.layers.ReLU()(FrozenBatchNormalization()(grouped)))
+x = np.random.default_rng(0).normal(size=(2, 11, 14, 16)).astype(np.float32)
+copy = folded(model)
+exported = tf.function(lambda x: copy(x), input_signature=[tf.TensorSpec(model.input.shape)])
+expected = model(x)
+for found, tolerance in ((compiled(model)(x), 1e-4), (exported(x), 1e-4), (compiled(model, "bfloat16")(x), 0.1)):
+    np.testing.assert_allclose(tf.cast(found, tf.float32), expected, atol=tolerance)
+"""
+
+
+@pytest.mark.parametrize("onednn", ["0", "1"])
+def test_grouped_convolutions_run_with_onednn_and_without(onednn):
+    """TensorFlow turns oneDNN on by the processor's instructions, and has other operations where it is off."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROUPED],
+        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": onednn},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_what_others_use_too_stays():
