@@ -26,6 +26,13 @@ EXTRAS = {
 }
 
 
+_ONEDNN = {
+    True: "on",
+    False: "off, by TF_ENABLE_ONEDNN_OPTS or because TensorFlow was imported before keras_seg; on most processors it is faster",
+    None: "unknown",
+}
+
+
 def examine() -> dict:
     """A dictionary of plain values. Builds the compiled RoIAlign if it has not been built."""
     import keras
@@ -39,6 +46,7 @@ def examine() -> dict:
         "platform": f"{sys.platform} {platform.machine()}",
         "devices": [_device(device) for device in tf.config.list_physical_devices()],
         "cpu": _cpu(),
+        "onednn": _onednn(),
         "home": _home(),
         "roi_align": _roi_align(),
         "extras": {extra: _version(package) for extra, package in EXTRAS.items()},
@@ -56,6 +64,7 @@ def report(found: dict) -> str:
         versions,
         f"devices: {', '.join(found['devices'])}",
         f"processor: {cpu['model']}, {cpu['cores']} cores, {' '.join(cpu['features']) or 'no wide instructions'}",
+        f"oneDNN: {_ONEDNN[found['onednn']]}",
         f"cache folder: {home['path']} ({home['chosen_by']}), {home['state']}",
     ]
     if roi_align["used"]:
@@ -98,6 +107,15 @@ def _cpu() -> dict:
         "cores": os.cpu_count(),
         "features": [feature for feature in CPU_FEATURES if feature in flags],
     }
+
+
+def _onednn() -> bool | None:
+    """Whether TensorFlow runs oneDNN's operations; None if this version does not say."""
+    try:
+        from tensorflow.python.util import _pywrap_util_port
+    except ImportError:
+        return None
+    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 def _home() -> dict:
