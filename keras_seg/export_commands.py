@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,10 @@ class Format(StrEnum):
 # What each option is for; the others are for all formats.
 FORMATS = {
     "--masks": {Format.SAVEDMODEL},
+    "--most-pixels": {Format.SAVEDMODEL},
+    "--most-images": {Format.SAVEDMODEL},
+    "--most-request-pixels": {Format.SAVEDMODEL},
+    "--for-gpu": {Format.SAVEDMODEL},
     "--quantize": {Format.TFLITE, Format.BROWSER},
     "--height": {Format.TFLITE, Format.BROWSER},
     "--width": {Format.TFLITE, Format.BROWSER},
@@ -59,6 +64,20 @@ def export(
     masks: Annotated[
         str | None, typer.Option(help="SavedModel of a detector: probabilities (default), pasted or bits.")
     ] = None,
+    most_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="SavedModel: images of more pixels are refused. [default: 2**24]"),
+    ] = None,
+    most_images: Annotated[
+        int | None, typer.Option(min=1, help="SavedModel: requests of more images are refused. [default: 64]")
+    ] = None,
+    most_request_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="SavedModel: requests of more pixels in all are refused. [default: 2**26]"),
+    ] = None,
+    for_gpu: Annotated[
+        bool, typer.Option("--for-gpu", help="SavedModel: plain convolutions, for servers with a GPU.")
+    ] = False,
     quantize: Annotated[
         str | None,
         typer.Option(help="TFLite: float16, dynamic or int8. Browser: float16 (default), dynamic or none."),
@@ -98,15 +117,19 @@ def export(
         raise ValueError("--image is for --check")
     if credit is not None and example is None:
         raise ValueError("--credit is for --example")
+    saved_model_options = {
+        "masks": masks, "most_pixels": most_pixels, "most_images": most_images,
+        "most_request_pixels": most_request_pixels, "winograd": False if for_gpu else None,
+    }  # fmt: skip
     given = {
-        "--masks": masks, "--quantize": quantize, "--select-ops": select_ops or None, "--height": height,
-        "--width": width, "--representative": representative, "--example": example, "--credit": credit,
+        "--masks": masks, "--most-pixels": most_pixels, "--most-images": most_images,
+        "--most-request-pixels": most_request_pixels, "--for-gpu": for_gpu or None,
+        "--quantize": quantize, "--select-ops": select_ops or None, "--height": height, "--width": width,
+        "--representative": representative, "--example": example, "--credit": credit,
     }  # fmt: skip
     foreign = [o for o, value in given.items() if value is not None and format not in FORMATS[o]]
     if foreign:
         raise ValueError(f"{foreign[0]} is not for --format {format}")
-    if check and masks not in (None, "probabilities"):
-        raise ValueError(f"--check compares masks as probabilities, not as --masks {masks}")
     if check and format == "browser":
         from keras_seg.export.browser import chromium_program
 
@@ -131,11 +154,14 @@ def export(
             + ("" if path.is_file() else "; put the folder on any web server")
         )
     else:
-        options: dict[str, Any] = {} if masks is None else {"masks": masks}
+        options: dict[str, Any] = {
+            key: value for key, value in saved_model_options.items() if value is not None
+        }
         keras_seg.export.saved_model(model, path, overwrite=overwrite, **options)
         print(f"{path}: SavedModel of {name}")
     if check:
-        check_picture = drawn_picture(model, 256 if format == "browser" else 320) if image is None else image
+        side = min(256 if format == "browser" else 320, math.isqrt(most_pixels or 2**24))
+        check_picture = drawn_picture(model, side) if image is None else image
         _check(model, path, format, quantize, check_picture)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,22 +15,36 @@ if TYPE_CHECKING:
 
 SAME = 0.5  # overlap of two boxes of one class from which they are taken for the same object
 SURE = 0.5  # score from which a detection is compared, if any is so sure
-# largest differences that are rounding: boxes in pixels, scores, probabilities
-SAVED_MODEL = {"boxes": 0.01, "scores": 1e-4, "masks": 1e-3, "probabilities": 1e-5}
+# largest differences that are rounding: boxes in pixels, scores, probabilities, pixels of a mask (a share)
+SAVED_MODEL = {"boxes": 0.01, "scores": 1e-4, "masks": 1e-3, "probabilities": 1e-5, "pasted masks": 0.02}
 TFLITE = {"boxes": 0.5, "scores": 1e-2, "masks": 1e-2, "probabilities": 1e-3}
 
 
 def saved_model_differences(model: UNet | MaskRCNN, path: str | Path, image: Any) -> dict[str, float]:
-    """`differences` of `segment` with the SavedModel at `path` and with the model. Raises what `export.load` and `segment`
-    raise."""
+    """`differences` of `segment` with the SavedModel at `path` and with the model. Of masks that the graph pastes, "pasted masks" is
+    the largest share of a mask's pixels that only one of the two has (1 - IoU). Raises what `export.load` and `segment` raise.
+    """
     import keras_seg
+    from keras_seg import detect
     from keras_seg.export.loaded import load
 
     exported = load(path)
     if not exported.is_detector:
         return differences(keras_seg.segment(model, image, progress=False), exported.segment(image))
     options = {"score_threshold": 0.0, "max_detections": model.detections}
-    return differences(keras_seg.segment(model, image, **options), exported.segment(image, **options))
+    expected = keras_seg.segment(model, image, **options)
+    if exported.about["masks"] in (None, "probabilities"):
+        return differences(expected, exported.segment(image, **options))
+    outputs = exported.outputs(detect.pixels_of(image, "image"))
+    masks, (height, width) = outputs.pop("masks"), outputs.pop("image_sizes").tolist()
+    if exported.about["masks"] == "bits":
+        columns = np.unpackbits(masks, axis=1, count=height * width).reshape(-1, width, height)
+        masks = columns.transpose(0, 2, 1)
+    found = detect.instances_of(exported, outputs, (height, width), (height, width))
+    compared = differences(dataclasses.replace(expected, mask_probabilities=None), found)
+    sure = _sure(expected)
+    apart = (_unlike(sure.masks[k], masks[j] > 0) for k, j in _pairs(sure, found))
+    return {**compared, "pasted masks": max(apart, default=0.0)}
 
 
 def tflite_differences(model: UNet | MaskRCNN, path: str | Path, image: Any) -> dict[str, float]:
@@ -72,8 +87,7 @@ def differences(expected: Instances | np.ndarray, found: Instances | np.ndarray)
     counterpart, and by how much boxes (pixels), scores and masks of the others differ at most."""
     if not isinstance(expected, Instances):
         return {"probabilities": float(np.abs(expected - found).max())}
-    sure = expected.filter(SURE)
-    sure = sure if len(sure) else expected
+    sure = _sure(expected)
     found = cast(Instances, found)
     pairs = list(_pairs(sure, found))
     compared: dict[str, float] = {"objects": len(sure), "without counterpart": len(sure) - len(pairs)}
@@ -94,17 +108,25 @@ def exceeded(compared: dict[str, float], tolerances: dict[str, float]) -> list[s
 
 
 def share_in_common(expected: Instances, found: Instances, tolerances: dict[str, float]) -> float:
-    """Of the objects of the larger set, the share that the other has at the same place and with the same score."""
+    """Of the objects of the larger set, the share that the other has at the same place, of the same class and score. Boxes may
+    have no area, as those of a network without training."""
     if not len(expected) or not len(found):
         return float(len(expected) == len(found))
-    same = [
-        all(
-            np.abs(getattr(expected, name)[k] - getattr(found, name)[j]).max() <= tolerances[name]
-            for name in ("boxes", "scores")
-        )
-        for k, j in _pairs(expected, found)
-    ]
-    return sum(same) / max(len(expected), len(found))
+    near = np.abs(expected.boxes[:, None] - found.boxes[None]).max(-1) <= tolerances["boxes"]
+    alike = np.abs(expected.scores[:, None] - found.scores[None]) <= tolerances["scores"]
+    same = near & alike & (expected.classes[:, None] == found.classes[None])
+    return min(same.any(axis).sum() for axis in (0, 1)) / max(len(expected), len(found))
+
+
+def _sure(found: Instances) -> Instances:
+    """The sure ones, or all if none is."""
+    return found.filter(SURE) if (found.scores >= SURE).any() else found
+
+
+def _unlike(mask: np.ndarray, other: np.ndarray) -> float:
+    """1 - IoU of two bool [H, W]; 0 for two empty ones."""
+    union = (mask | other).sum()
+    return float((mask ^ other).sum() / union) if union else 0.0
 
 
 def _pairs(expected: Instances, found: Instances) -> list[tuple[int, int]]:

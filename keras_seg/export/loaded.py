@@ -79,10 +79,14 @@ class Exported:
         """image: uint8 [H, W, 3]."""
         from keras_seg.detect import instances_of
 
-        outputs = self.signatures["serving_default"](images=tf.constant(image[None]))
-        found = {name: value.numpy()[0] for name, value in outputs.items()}
+        found = self.outputs(image)
         size = tuple(found.pop("image_sizes").tolist())
         return instances_of(self, found, size, size)
+
+    def outputs(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """A detector's outputs (`saved_model`) for one image, uint8 [H, W, 3], without their first dimension."""
+        outputs = self.signatures["serving_default"](images=tf.constant(image[None]))
+        return {name: value.numpy()[0] for name, value in outputs.items()}
 
     def _probabilities(self, image: Any, *, value_range: tuple[float, float] | None = None) -> np.ndarray:
         from keras_seg.data.images import to_float

@@ -8,10 +8,11 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from detector_files import TINY
 from PIL import Image
 
-from keras_seg import models
+from keras_seg import export, models, zoo
 from keras_seg.export import comparison
 from keras_seg.instances import Instances
 from keras_seg.weights import save_weights
@@ -87,6 +88,27 @@ def test_a_saved_model_is_checked_and_scores_as_its_model(run, folder, tmp_path)
         assert status == 2 and message in error
 
 
+@pytest.mark.parametrize("masks", ["pasted", "bits"])
+def test_pasted_masks_are_checked_and_limits_are_those_asked_for(run, folder, tmp_path, masks):
+    name, *weights = given(folder, "detector")
+    limits = "--most-pixels", 60 * 60, "--most-images", 3, "--most-request-pixels", 8000
+    status, out, error = run(
+        "export", name, tmp_path / "1", *weights, "--masks", masks, *limits, "--for-gpu", "--check"
+    )
+    assert status == 0, error
+    assert re.search(r"objects +[1-9].* pasted masks +\S", out, re.DOTALL)
+    about = json.loads((tmp_path / "1/assets/keras_seg.json").read_text())
+    assert (about["most_pixels"], about["most_images"], about["most_request_pixels"]) == (3600, 3, 8000)
+    exported = export.load(tmp_path / "1")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="more than 3600 pixels an image"):
+        exported.outputs(np.zeros((64, 64, 3), np.uint8))
+    # masks of something else are found out
+    save_weights(models.mask_rcnn(2, class_names=["a", "b"], **TINY), tmp_path / "other.weights.h5")
+    other = zoo.load(folder / "detector.yaml", tmp_path / "other.weights.h5")
+    compared = comparison.saved_model_differences(other, tmp_path / "1", folder / "1.png")
+    assert comparison.exceeded(compared, comparison.SAVED_MODEL)
+
+
 @pytest.mark.parametrize("format", ["savedmodel", "tflite"])
 def test_a_unet_is_checked(run, folder, tmp_path, format):
     name, *weights = given(folder, "network")
@@ -107,8 +129,10 @@ def test_a_unet_is_checked(run, folder, tmp_path, format):
         (["--format", "tflite", "--example", "a.png"], "--example is not for --format tflite"),
         (["--format", "browser", "--credit", "me"], "--credit is for --example"),
         (["--format", "browser", "--quantize", "int8"], "quantize must be one of None, 'float16', 'dynamic'"),
+        (["--format", "tflite", "--most-images", "2"], "--most-images is not for --format tflite"),
+        (["--format", "browser", "--for-gpu"], "--for-gpu is not for --format browser"),
+        (["--most-pixels", "99", "--most-request-pixels", "9"], "most_pixels=99 of an image are more than"),
         (["--image", "a.png"], "--image is for --check"),
-        (["--check", "--masks", "bits"], "--check compares masks as probabilities, not as --masks bits"),
         (["--masks", "none"], "masks must be"),
     ],
 )
