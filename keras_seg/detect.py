@@ -186,8 +186,9 @@ def instances_of(
     )
 
 
-def pixels_of(image: Any, name: str) -> np.ndarray:
-    """An image as `detect` takes it, as uint8 [H, W, 3]. name: for the messages of its errors."""
+def pixels_of(image: Any, name: str, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    """An image as `detect` takes it, as uint8 [H, W, 3]. name: for the messages of its errors. value_range: the values that
+    become 0 and 255, see `data.images.to_float`."""
     from PIL import Image, ImageOps
 
     from keras_seg.data.images import read_image, to_float
@@ -205,6 +206,6 @@ def pixels_of(image: Any, name: str) -> np.ndarray:
         raise ValueError(
             f"{name}: shape {list(array.shape)}; an image is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
         )
-    if array.dtype != np.uint8:
-        array = np.rint(to_float(array, name=name, may_be_constant=True)).astype(np.uint8)
+    if array.dtype != np.uint8 or value_range is not None:
+        array = np.rint(to_float(array, value_range, name, may_be_constant=True)).astype(np.uint8)
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array[..., :3]

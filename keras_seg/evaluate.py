@@ -67,11 +67,10 @@ def finder(
 
 def _in_range(find: Callable[[Any], Any], value_range: tuple[float, float]) -> Callable[[Any], Any]:
     """`find` of image files, given their pixels in 8 bits."""
-    from keras_seg.data.images import read_image, to_float
+    from keras_seg.detect import pixels_of
 
     def pixels(path: Path) -> np.ndarray:
-        scaled = to_float(read_image(path), value_range, str(path), may_be_constant=True)
-        return np.rint(scaled).astype(np.uint8)
+        return pixels_of(path, str(path), value_range)
 
     return lambda image: find([pixels(path) for path in image] if isinstance(image, list) else pixels(image))
 

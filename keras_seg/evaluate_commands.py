@@ -135,7 +135,9 @@ def evaluate_model(
         if report is not None:
             raise ValueError("--report is not for an RPN alone, which finds no objects of classes")
         model = keras_seg.zoo.load(recipe, weights)
-        figures = stored_proposals.recall(model, data, images or data.parent, batch_size=batch_size)
+        figures = stored_proposals.recall(
+            model, data, images or data.parent, batch_size=batch_size, value_range=_value_range(recipe)
+        )
         print(json.dumps(figures) if as_json else "\n".join(f"{k:<8} {v:.4f}" for k, v in figures.items()))
     else:
         annotations, _ = coco_data.load(data, "annotations")
@@ -217,7 +219,9 @@ def proposals(
     more = {"proposals": count} if count and count > detector.proposals else {}
     model = keras_seg.zoo.load(recipe, weights, **more)
     folder = data.parent if images is None else images
-    number = stored_proposals.store(model, data, folder, output, count=count, batch_size=batch_size)
+    number = stored_proposals.store(
+        model, data, folder, output, count=count, batch_size=batch_size, value_range=_value_range(recipe)
+    )
     print(f"{output}: {number} proposals")
 
 
@@ -273,7 +277,7 @@ def _detect_all(
     model = keras_seg.zoo.load(recipe, weights, **more)
     find = evaluate.finder(
         model, max_detections=most, flip=flip, short_sides=_parse_sides(scales),
-        value_range=recipe.data.value_range if recipe.data else None,
+        value_range=_value_range(recipe),
     )  # fmt: skip
     return evaluate.results(find, annotations, images, batch_size=batch_size)
 
@@ -310,7 +314,13 @@ def _detect_in(
 
     proposals = read_proposals(stored)
     proposals.check_made_for(annotations)
-    return stored_proposals.results(keras_seg.zoo.load(recipe, weights), proposals, annotations, images)
+    model = keras_seg.zoo.load(recipe, weights)
+    return stored_proposals.results(model, proposals, annotations, images, value_range=_value_range(recipe))
+
+
+def _value_range(recipe: Recipe) -> tuple[float, float] | None:
+    """The values of the files that the recipe's model saw as 0 and 255."""
+    return recipe.data.value_range if recipe.data else None
 
 
 def _above_coco(detections: int) -> int | None:

@@ -33,13 +33,15 @@ def store(
     *,
     count: int | None = None,
     batch_size: int = 1,
+    value_range: tuple[float, float] | None = None,
 ) -> int:
     """Write what an RPN proposes in each image of COCO annotations to the file `output`, and return the number of boxes.
 
-    count: the best so many of an image; None: all that the model gives, its argument `proposals`. The file appears when
-    it is complete. Raises as `proposed`, ValueError: `output` does not end in .npz, OSError: it cannot be written.
+    count: the best so many of an image; None: all that the model gives, its argument `proposals`. value_range: the values
+    of image files that become 0 and 255, see `data.images.to_float`. The file appears when it is complete. Raises as
+    `proposed`, ValueError: `output` does not end in .npz, OSError: it cannot be written.
     """
-    found = proposed(model, annotations, images, count=count, batch_size=batch_size)
+    found = proposed(model, annotations, images, count=count, batch_size=batch_size, value_range=value_range)
     return write_proposals(output, found, model=model.name, annotations=sha256_of(annotations))
 
 
@@ -49,10 +51,12 @@ def recall(
     images: str | Path,
     *,
     batch_size: int = 1,
+    value_range: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """The average recall of what an RPN proposes, as `metrics.proposals.average_recall`."""
+    """The average recall of what an RPN proposes, as `metrics.proposals.average_recall`. value_range: as of `store`."""
     content, _ = coco_data.load(annotations, "annotations")
-    return average_recall(content, proposed(model, content, images, batch_size=batch_size))
+    found = proposed(model, content, images, batch_size=batch_size, value_range=value_range)
+    return average_recall(content, found)
 
 
 def proposed(
@@ -62,8 +66,10 @@ def proposed(
     *,
     count: int | None = None,
     batch_size: int = 1,
+    value_range: tuple[float, float] | None = None,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(image id, boxes [P, 4] in pixels of the file, scores [P]) of each image, with a progress bar.
+    """(image id, boxes [P, 4] in pixels of the file, scores [P]) of each image, with a progress bar. value_range: as of
+    `store`.
 
     Raises, before the first image is read, ValueError: the model is not an RPN alone (`rpn_only`), or count is not
     positive; and as `evaluate.detections`.
@@ -75,16 +81,21 @@ def proposed(
     most = model.proposals if count is None else count
     if most < 1:
         raise ValueError(f"proposals: count must be positive, got {count}")
-    find = evaluate.finder(model, max_detections=most)
+    find = evaluate.finder(model, max_detections=most, value_range=value_range)
     found = evaluate.detections(find, annotations, images, batch_size=batch_size)
     return ((image_id, one.boxes, one.scores) for image_id, one in found)
 
 
 def results(
-    model: MaskRCNN, proposals: Proposals, annotations: str | Path | Mapping[str, Any], images: str | Path
+    model: MaskRCNN,
+    proposals: Proposals,
+    annotations: str | Path | Mapping[str, Any],
+    images: str | Path,
+    *,
+    value_range: tuple[float, float] | None = None,
 ) -> list[dict[str, Any]]:
     """What a detector's second stage finds in regions that were proposed and stored, as COCO results. Of an image the best
-    proposals are taken, as many as the model's own RPN gives.
+    proposals are taken, as many as the model's own RPN gives. value_range: as of `store`.
 
     Raises, before the first image is read, ValueError: proposals for other annotations; and as `evaluate.results`.
     """
@@ -100,7 +111,7 @@ def results(
     compute = Compiled(model.second_stage())
     found = []
     for image_id in track([*files], "evaluating"):
-        pixels = detect.pixels_of(files[image_id], str(files[image_id]))
+        pixels = detect.pixels_of(files[image_id], str(files[image_id]), value_range)
         size = detect.resized_size(model, *pixels.shape[:2])
         inputs = detect.batch_of(model, [resize(pixels, size, model.convention)])
         boxes = proposals.of(image_id)[0][: model.proposals]

@@ -7,13 +7,19 @@ import json
 import keras
 import numpy as np
 import pytest
+import tifffile
 import yaml
+from PIL import Image
 from square_files import recipe
 
 from keras_seg import stored_proposals, zoo
+from keras_seg.data import coco
 from keras_seg.data.proposals import read_proposals
+from keras_seg.detect import pixels_of
 from keras_seg.metrics.proposals import average_recall
 from keras_seg.training import loop, train
+from keras_seg.training.detectors import plan, score
+from keras_seg.weights import save_weights
 
 RPN = {
     "name": "tiny_rpn", "model.class_names": ["object"], "model.masks": False, "model.rpn_only": True,
@@ -22,11 +28,26 @@ RPN = {
 STORED = {"data.proposals": "train.npz", "data.validation_proposals": "validation.npz"}
 
 
+@pytest.fixture
+def loaded_once(monkeypatch):
+    """A recipe with its weights is built and traced once for all commands; for training each time."""
+    made, load = {}, zoo.load
+
+    def once(recipe, weights="pretrained", **overrides):
+        key = (recipe.name, str(weights), repr(overrides))
+        if weights is None or key not in made:
+            made[key] = load(recipe, weights, **overrides)
+        return made[key]
+
+    monkeypatch.setattr(zoo, "load", once)
+
+
 def as_file(tiny, path):
     path.write_text(yaml.safe_dump(json.loads(tiny.model_dump_json(by_alias=True, exclude_unset=True))))
     return path
 
 
+@pytest.mark.usefixtures("loaded_once")
 def test_from_an_rpn_to_a_detector(squares, tmp_path, monkeypatch, run):
     """The RPN learns to propose; the detector learns on what is stored, and its own RPN does not change."""
     monkeypatch.setattr(loop, "LOG_EVERY", 10)
@@ -77,6 +98,105 @@ def test_from_an_rpn_to_a_detector(squares, tmp_path, monkeypatch, run):
     assert status == 2 and "--proposals goes with neither --flip" in error
     with pytest.raises(ValueError, match="train.npz: was made for other annotations"):
         train(on_stored.override({"data.validation_proposals": "train.npz"}), squares, tmp_path / "x")
+
+
+@pytest.fixture(scope="module")
+def dark_squares(squares, tmp_path_factory):
+    """The same pictures as a camera of 16 bits has them that uses the values from 100 to 1120."""
+    folder = tmp_path_factory.mktemp("dark_squares")
+    for part in ("train", "validation"):
+        content = json.loads((squares / f"{part}.json").read_text())
+        (folder / part).mkdir()
+        for image in content["images"]:
+            pixels = np.asarray(Image.open(squares / part / image["file_name"])).astype(np.uint16)
+            image["file_name"] = f"{image['id']}.tif"
+            tifffile.imwrite(folder / part / image["file_name"], 100 + 4 * pixels, photometric="rgb")
+        (folder / f"{part}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.usefixtures("loaded_once")
+def test_the_recipes_value_range_holds_for_proposals_and_for_what_is_trained_on_them(
+    squares, dark_squares, tmp_path, run
+):
+    """Pictures of 16 bits in their range give what the same pictures of 8 bits give, each time."""
+    ranges = {squares: None, dark_squares: (100.0, 1120.0)}
+    changes = {folder: {"data.value_range": values} for folder, values in ranges.items()}
+    rpn_recipe = recipe().override({**RPN, "model.proposals": 10})
+    keras.utils.set_random_seed(0)
+    rpn, weights = zoo.load(rpn_recipe, None), tmp_path / "rpn.weights.h5"
+    save_weights(rpn, weights)
+    stored = {}
+    for folder, values in ranges.items():
+        for part in ("train", "validation"):
+            there = folder / f"{part}.json", folder / part
+            stored_proposals.store(rpn, *there, folder / f"{part}.npz", batch_size=2, value_range=values)
+        one_by_one = as_file(rpn_recipe.override(changes[folder]), tmp_path / f"{folder.name}.yaml")
+        on = (one_by_one, "--weights", weights, "--data", there[0], "--images", there[1])
+        assert run("proposals", *on, "-o", tmp_path / f"{folder.name}.npz")[0] == 0
+        stored[folder] = [
+            *(proposals.of(k) for k in (1, 2) for proposals in (
+                read_proposals(folder / "validation.npz"), read_proposals(tmp_path / f"{folder.name}.npz")
+            )),
+            stored_proposals.recall(rpn, *there, value_range=values),
+            json.loads(run("evaluate", *on, "--json")[1]),
+            score(rpn, *there, value_range=values),
+        ]  # fmt: skip
+    assert_same(*stored.values())
+    dark = dark_squares / "validation.json", dark_squares / "validation"
+    stored_proposals.store(rpn, *dark, tmp_path / "without.npz")
+    assert not np.allclose(
+        read_proposals(tmp_path / "without.npz").of(1)[1], stored[squares][0][1], atol=1e-4
+    )
+
+    keras.utils.set_random_seed(0)
+    on_stored = recipe().override({**STORED, "name": "tiny_on_stored"})
+    detector, weights = zoo.load(on_stored, None), tmp_path / "detector.weights.h5"
+    save_weights(detector, weights)
+    found = {}
+    for folder, values in ranges.items():
+        own = on_stored.override(changes[folder])
+        there, file = (folder / "validation.json", folder / "validation"), folder / "validation.npz"
+        planned = plan(detector, own, folder)
+        batch = next(iter(planned.batches(0)))
+        command = ("evaluate", as_file(own, tmp_path / f"{folder.name}.yaml"), "--weights", weights, "--json")
+        status, said, _ = run(*command, "--data", there[0], "--images", there[1], "--proposals", file)
+        assert status == 0
+        found[folder] = [
+            {name: batch[name].numpy() for name in ("image", "proposals", "boxes")},
+            planned.evaluate(detector),
+            json.loads(said),
+            [
+                {name: one[name] for name in ("image_id", "category_id", "bbox", "score")}
+                for one in stored_proposals.results(
+                    detector, read_proposals(file), *there, value_range=values
+                )
+            ],
+        ]
+    assert_same(*found.values())
+    assert found[squares][-1]
+
+    plain = coco(
+        *dark, batch_size=1, augment=False, short_side=96, repeat=False, value_range=ranges[dark_squares]
+    )
+    for batch in plain:
+        file = dark[1] / f"{int(batch['image_id'][0])}.tif"
+        seen = pixels_of(file, file.name, ranges[dark_squares])  # what inference sees
+        np.testing.assert_array_equal(batch["image"][0], seen)
+
+
+def assert_same(first, second):
+    """Equal but for rounding, all the way down."""
+    assert type(first) is type(second)
+    if isinstance(first, (list, tuple)):
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for name in first:
+            assert_same(first[name], second[name])
+    else:
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4)
 
 
 def test_what_contradicts_itself_is_refused(squares, tmp_path, run):

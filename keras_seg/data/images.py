@@ -116,7 +116,7 @@ def to_float(
     if low == high and not may_be_constant:
         raise ValueError(f"{name}: the image is constant, every pixel is {low:g}: nothing to see in it")
     if value_range is not None:
-        return _stretch(image, value_range, name)
+        return _stretch(image, value_range, name, may_be_constant)
     if image.dtype == np.uint16:
         return image.astype(np.float32) * np.float32(255 / 65535)
     if low < 0 or high > 255:
@@ -127,14 +127,16 @@ def to_float(
     return image.astype(np.float32)
 
 
-def _stretch(image: np.ndarray, value_range: tuple[float, float], name: str) -> np.ndarray:
+def _stretch(
+    image: np.ndarray, value_range: tuple[float, float], name: str, may_be_constant: bool
+) -> np.ndarray:
     low, high = (float(value) for value in value_range)
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(
             f"{name}: value_range=({low:g}, {high:g}) must be (low, high), finite, with low < high"
         )
     scaled = np.clip((image.astype(np.float64) - low) * (255 / (high - low)), 0, 255).astype(np.float32)
-    if scaled.min() == scaled.max():
+    if scaled.min() == scaled.max() and not may_be_constant:
         raise ValueError(
             f"{name}: constant once clipped to value_range=({low:g}, {high:g}): its values run from "
             f"{float(image.min()):g} to {float(image.max()):g}"

@@ -15,7 +15,9 @@ from keras_seg import stored_proposals, visualize
 from keras_seg.data.coco import CocoSource, open_source, read_for
 from keras_seg.data.detection_batches import detection_dataset
 from keras_seg.data.detection_geometry import DetectionAugmentation
+from keras_seg.data.progress import track
 from keras_seg.data.proposals import Proposals
+from keras_seg.detect import pixels_of
 from keras_seg.metrics import coco_data
 from keras_seg.models import MaskRCNN
 from keras_seg.recipe import CocoData, Recipe, Training
@@ -77,7 +79,7 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
 
         def evaluate(trained: MaskRCNN) -> dict[str, float]:
             return {
-                **_mean_losses(losses_of(trained), unvaried),
+                **_mean_losses(losses_of(trained), unvaried, len(judged_on.sizes)),
                 **score(
                     trained,
                     annotations,
@@ -91,7 +93,10 @@ def plan(model: MaskRCNN, recipe: Recipe, data: str | Path, *, shard: tuple[int,
         def pictures(trained: MaskRCNN) -> dict[str, np.ndarray]:
             most, value_range = trained.detections, block.value_range
             find = evaluation.finder(trained, max_detections=most, value_range=value_range)
-            return {file.stem: np.asarray(visualize.draw(file, find(file))) for file in files}
+            return {
+                file.stem: np.asarray(visualize.draw(pixels_of(file, str(file), value_range), find(file)))
+                for file in files
+            }
 
     return Plan(
         batches=lambda start: batches(varied, start, shard),
@@ -118,13 +123,15 @@ def score(
     (`metrics.proposals`). proposals: what the model's second stage is to look at, instead of its own RPN's. value_range: as
     of `evaluate.finder`."""
     if model.rpn_only:
-        return stored_proposals.recall(model, annotations, images, batch_size=batch_size)
+        return stored_proposals.recall(
+            model, annotations, images, batch_size=batch_size, value_range=value_range
+        )
     content, _ = coco_data.load(annotations, "annotations")
     if proposals is None:
         find = evaluation.finder(model, max_detections=model.detections, value_range=value_range)
         found = evaluation.results(find, content, images, batch_size=batch_size)
     else:
-        found = stored_proposals.results(model, proposals, content, images)
+        found = stored_proposals.results(model, proposals, content, images, value_range=value_range)
     has = {"bbox": True, "segm": model.masks, "keypoints": bool(model.keypoints)}
     kinds = [kind for kind, there in has.items() if there]
     scores = evaluation.score(found, content, kinds, max_detections=model.detections)
@@ -153,10 +160,14 @@ def _as_segmented(
 
 
 def _mean_losses(
-    compute: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]], batches: tf.data.Dataset
+    compute: Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]], batches: tf.data.Dataset, count: int
 ) -> dict[str, float]:
-    """The mean of each loss over the batches, with samples that are the same each time: "val_loss", "val_loss_mask", …"""
-    found = [{name: float(value) for name, value in compute(batch).items()} for batch in batches]
+    """The mean of each loss over the `count` batches, with samples that are the same each time: "val_loss",
+    "val_loss_mask", …"""
+    found = [
+        {name: float(value) for name, value in compute(batch).items()}
+        for _, batch in zip(track(range(count), "validating"), batches, strict=False)
+    ]
     return {f"val_{name}": float(np.mean([one[name] for one in found])) for name in found[0]}
 
 

@@ -197,6 +197,8 @@ def test_to_float_by_hand():
     stretched = to_float(np.array([[50, 100, 150, 200]], np.uint16), value_range=(100, 200))
     assert stretched.tolist() == [[0, 0, 127.5, 255]]
     assert to_float(np.array([[-1, 0, 1]], np.float32), value_range=(-1, 1)).tolist() == [[0, 127.5, 255]]
+    dark = to_float(np.array([[50, 60]], np.uint16), value_range=(100, 200), may_be_constant=True)
+    assert dark.tolist() == [[0, 0]]
 
 
 @given(
