@@ -100,7 +100,7 @@ def train(
     output = output or Path("runs") / recipe.name
     import_tensorflow()
     keras_seg.training.train(
-        recipe, data, output, weights=weights, resume=resume, steps=steps, all_data=all_data
+        recipe, data, output, weights=weights, resume=resume, steps=steps, all_data=all_data, progress=True
     )
     print(f"the weights are in {output}")
 

@@ -1,16 +1,50 @@
-"""What every test shares: TensorFlow kept quiet, and the path to the shared data and golden files."""
+"""What every test shares: TensorFlow kept quiet and with oneDNN, and the path to the shared data and golden files."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow, here and below
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as where keras_seg is imported before it
 
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported by then stays: the search for garbage need not look at TensorFlow's objects again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+# The files that take longest, in this order, before all others: whichever worker begins one of them last ends last.
+LONGEST = (
+    "test_colab", "test_hosts", "test_stored_proposals", "test_docs", "test_saved_model_detectors", "test_killed_training",
+    "test_saved_model_golden", "test_serving", "test_browser", "test_detectors", "test_demo", "test_saved_model",
+    "test_export_command", "test_benchmarks", "test_rcnn_training", "test_tflite", "test_mask_rcnn", "test_detectron2",
+    "test_overfit", "test_docs_sam", "test_threads_and_memory", "test_library",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # else files go by the number of their tests, which says little of how long they take
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +72,16 @@ def squares(tmp_path_factory):
     write_squares(folder, "train", 6, 0)
     write_squares(folder, "validation", 2, 1)
     return folder
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal, for a block of the test."""
+    from terminals import WIDTH, Terminal
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(WIDTH))  # rich asks the process's own terminal
+    return Terminal()
 
 
 @pytest.fixture

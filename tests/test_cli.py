@@ -293,6 +293,16 @@ def test_train_resume_evaluate_export(run, folder):
     assert (folder / "exported/saved_model.pb").is_file()
 
 
+def test_train_draws_a_bar_on_a_terminal(run, folder, terminal):
+    with terminal:
+        assert run("train", "small.yaml", "--data", "data", "--output", "run")[0] == 0
+    assert "4/4" in terminal.written and "val_loss" in terminal.written
+    assert "the weights are in run" in terminal.seen
+    assert [line.split()[:2] for line in terminal.seen if line.startswith("step")] == [
+        ["step", "2"], ["step", "4/4"], ["step", "4"],
+    ]  # fmt: skip
+
+
 def test_evaluate_needs_something_to_validate_with(run, folder):
     write_recipe(folder, data={"reader": "isbi", "train_slices": 0, "tile": 32})
     status, _, error = run("evaluate", "small.yaml", "--data", "data", "--weights", "mine.weights.h5")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,17 @@ Item = TypeVar("Item")
 PATIENCE = 2.0  # seconds of silence before the bar appears
 
 
+def is_drawn_on(console: Console) -> bool:
+    """Whether bars are drawn on standard error: on a terminal that can move its cursor."""
+    # rich takes a file for a terminal if the environment's FORCE_COLOR says so
+    return sys.stderr.isatty() and not console.is_dumb_terminal
+
+
 def track(items: Sequence[Item], description: str) -> Iterator[Item]:
     """Yield the items, with a bar on a terminal's standard error once they take longer than two seconds."""
     console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    shown = is_drawn_on(console)
+    bar = Progress(console=console, transient=True, disable=not shown)
     task = bar.add_task(description, total=len(items))
     begun = time.monotonic()
     try:
@@ -28,14 +36,16 @@ def track(items: Sequence[Item], description: str) -> Iterator[Item]:
             yield item
             bar.advance(task)
     finally:
-        bar.stop()
+        if shown:
+            bar.stop()
 
 
 @contextlib.contextmanager
 def bytes_read(path: Path, description: str) -> Iterator[Callable[[int], None]]:
     """A function to tell how many more bytes of a file were read; the bar is as of `track`."""
     console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    shown = is_drawn_on(console)
+    bar = Progress(console=console, transient=True, disable=not shown)
     task = bar.add_task(description, total=path.stat().st_size if path.is_file() else None)
     begun = time.monotonic()
 
@@ -47,4 +57,5 @@ def bytes_read(path: Path, description: str) -> Iterator[Callable[[int], None]]:
     try:
         yield advance
     finally:
-        bar.stop()
+        if shown:
+            bar.stop()

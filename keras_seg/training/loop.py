@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_seg.out_of_memory import advising
 from keras_seg.training import checkpoint, curves
+from keras_seg.training.bar import Bar
 from keras_seg.training.board import Board
 from keras_seg.training.hosts import Hosts, check_same, optimizing, part_seeds, together, wait, watching
 from keras_seg.weights.files import remove_unfinished, replacing, save_weights
@@ -46,6 +47,7 @@ def run(
     sources: Callable[[dict[str, tf.Tensor]], Sequence[str]] | None = None,
     pictures: Callable[[keras.Model], dict[str, np.ndarray]] | None = None,
     say: Callable[[str], None] = print,
+    progress: bool = False,
     hosts: Hosts | None = None,
 ) -> list[dict[str, float]]:
     """Trains a compiled model for `steps` steps and returns the history.
@@ -74,6 +76,7 @@ def run(
         sources: batch -> the names of its images, for the message when a loss is not finite.
         pictures: called where `evaluate` is; named pictures uint8 [H, W, 3] for TensorBoard.
         say: receives a line of progress now and then.
+        progress: draw a bar where standard error is a terminal, instead of the lines about the steps but the last one.
         hosts: who trains; None: this process, on one device.
 
     Raises:
@@ -126,31 +129,40 @@ def run(
         optimize = tf.function(model.optimize, reduce_retracing=True)
     began, began_at = time.monotonic(), start
     step, now = start, None
-    for step, batch in enumerate(data, start=start + 1):
-        with watching(hosts, f"step {step}"), advising(f"the batch of step {step}", LESS_MEMORY):
-            terms = {name: float(value) for name, value in optimize(batch).items()}
-        if not all(map(math.isfinite, terms.values())):
-            message = _describe(step, terms, batch, sources, path, hosts)
-            wait(hosts)
-            raise NonFiniteLoss(message)
-        recent.append(terms)
-        if step % LOG_EVERY == 0 or step == steps:
-            means = {name: float(np.mean([one[name] for one in recent])) for name in terms}
-            record(means)
-            speed = (step - began_at) / max(time.monotonic() - began, 1e-9)  # a coarse clock may stand still
-            left = (steps - step) / speed / 60
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-            say(f"step {step}/{steps}  {shown}  {speed:.2f} steps/s  {left:.0f} min left")
-            recent = []
-        now = finished() if evaluate and (step % evaluate_every == 0 or step == steps) else None
-        if now is not None and evaluate and board:
-            figures = {name: float(value) for name, value in evaluate(now).items()}
-            record(figures)
-            best = _keep_best(now, output, figures, best, step, select, say)
-            if pictures:
-                board.pictures(step, pictures(now))
-        if step % checkpoint_every == 0 or step == steps:
-            save()
+    bar = Bar(start, steps, show=progress and hosts.chief)
+    if earlier := [one[select[0]] for one in history if select[0] in one]:
+        bar.judged(select[0], earlier[-1])
+    with bar:
+        for step, batch in enumerate(data, start=start + 1):
+            with watching(hosts, f"step {step}"), advising(f"the batch of step {step}", LESS_MEMORY):
+                terms = {name: float(value) for name, value in optimize(batch).items()}
+            if not all(map(math.isfinite, terms.values())):
+                message = _describe(step, terms, batch, sources, path, hosts)
+                wait(hosts)
+                raise NonFiniteLoss(message)
+            recent.append(terms)
+            bar.step(step, terms["loss"])
+            if step % LOG_EVERY == 0 or step == steps:
+                means = {name: float(np.mean([one[name] for one in recent])) for name in terms}
+                record(means)
+                # a coarse clock may stand still
+                speed = (step - began_at) / max(time.monotonic() - began, 1e-9)
+                left = (steps - step) / speed / 60
+                shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+                if step == steps or not bar.shown:
+                    say(f"step {step}/{steps}  {shown}  {speed:.2f} steps/s  {left:.0f} min left")
+                recent = []
+            now = finished() if evaluate and (step % evaluate_every == 0 or step == steps) else None
+            if now is not None and evaluate and board:
+                with bar.hidden():
+                    figures = {name: float(value) for name, value in evaluate(now).items()}
+                record(figures)
+                best = _keep_best(now, output, figures, best, step, select, say)
+                bar.judged(select[0], figures[select[0]])
+                if pictures:
+                    board.pictures(step, pictures(now))
+            if step % checkpoint_every == 0 or step == steps:
+                save()
     if board:
         board.close()
         save_weights(finished() if now is None else now, output / LAST)

@@ -34,6 +34,7 @@ def train(
     steps: int | None = None,
     all_data: bool = False,
     say: Callable[[str], None] = print,
+    progress: bool = False,
     strategy: tf.distribute.Strategy | None = None,
 ) -> UNet | MaskRCNN:
     """Trains what a recipe describes, on the data folder `data`, into the folder `output`; see `loop.run`.
@@ -52,6 +53,7 @@ def train(
         steps: instead of the recipe's number of steps.
         all_data: train a U-Net on the validation part as well, and choose nothing: the weights are those of the last step.
         say: receives a line of progress now and then.
+        progress: draw a bar where standard error is a terminal, instead of the lines about the steps but the last one.
         strategy: what spreads the work over devices, such as `tf.distribute.MirroredStrategy()`; None: the workers of the
             environment variable TF_CONFIG, or one device of this process.
 
@@ -90,6 +92,7 @@ def train(
         sources=plan.sources,
         pictures=plan.pictures,
         say=say,
+        progress=progress,
         hosts=hosts,
     )
     load_weights(result, Path(output) / (loop.BEST if plan.evaluate else loop.LAST))

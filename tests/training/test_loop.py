@@ -1,7 +1,9 @@
 """Training: progress, checkpoints, exact resume, best weights, and stops that say why."""
 
+import contextlib
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,12 +11,15 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
+from keras_seg.data import progress
 from keras_seg.data.sample import Sample
 from keras_seg.data.tiles import tile_dataset
 from keras_seg.models import unet
 from keras_seg.training import NonFiniteLoss, checkpoint, loop
+from keras_seg.training.hosts import Hosts
 from keras_seg.training.schedule import WarmupThenDecay
 from keras_seg.weights import files
 
@@ -150,6 +155,89 @@ def test_a_diverging_run_is_told_to_lower_the_rate(tmp_path):
     network.get_layer("logits").bias.assign([np.inf, 0])
     with pytest.raises(NonFiniteLoss, match="lower the learning rate.*no checkpoint was written yet"):
         run(tmp_path, network=network)
+
+
+def figures(*values):
+    """An evaluation that gives one value after the other."""
+    left = iter(values)
+    return {"evaluate": lambda network: {"rand_error": next(left)}, "select": ("rand_error", "min")}
+
+
+def test_on_a_terminal_a_bar_is_drawn_below_the_lines(tmp_path, terminal):
+    with terminal:
+        run(tmp_path, steps=4, say=print, progress=True, **figures(0.5))
+        run(tmp_path, steps=12, say=print, progress=True, resume=True, **figures(0.2, 0.3))
+    drawn = [line for line in re.split(r"[\r\n]", terminal.written) if "training" in line]
+    for step, before in ((8, 0.5), (12, 0.2)):  # as it was when the validation began
+        (line, *_) = [line for line in drawn if f"{step}/12" in line]
+        assert re.search(r"\d steps/s.* loss \d\.\d{4}", line) and f"rand_error {before:.4f}" in line
+    lines = [line for line in terminal.seen if line]
+    assert [line[:28] for line in lines if not line.startswith("step 4/4 ")] == [
+        "step 4  rand_error 0.5000  (", "resumed at step 4 of 12", "step 8  rand_error 0.2000  (",
+        lines[-2][:28], "step 12  rand_error 0.3000",
+    ]  # fmt: skip
+    assert lines[-2].startswith("step 12/12  loss ")  # of the steps the last one, and nothing of the bar
+    assert terminal.has_cursor
+
+
+def test_bars_of_the_validation_take_the_place_of_that_of_the_steps(tmp_path, terminal, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+
+    def evaluate(network):
+        return {"val_loss": float(len(list(progress.track(range(3), "evaluating"))))}
+
+    with terminal:
+        run(tmp_path, steps=8, progress=True, evaluate=evaluate)
+    assert "evaluating" in terminal.written
+    assert not any(terminal.seen)
+
+
+def test_a_bar_leaves_what_goes_to_a_file_there(tmp_path, terminal):
+    with terminal, open(tmp_path / "log", "w") as log, contextlib.redirect_stdout(log):
+        run(tmp_path / "run", say=print, progress=True, **figures(0.5, 0.2, 0.3))
+        assert sys.stdout is log
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.partition("  ")[0] for line in lines] == ["step 4", "step 8", "step 12/12", "step 12"]
+    assert "12/12" in terminal.written and not any(terminal.seen)
+
+
+def test_a_failure_leaves_the_terminal_as_it_was(tmp_path, terminal):
+    network = model()
+    network.get_layer("logits").bias.assign([np.inf, 0])
+    with terminal:
+        before = sys.stdout, sys.stderr
+        with pytest.raises(NonFiniteLoss):
+            run(tmp_path, network=network, progress=True)
+        assert (sys.stdout, sys.stderr) == before
+    assert "0/12" in terminal.written and not any(terminal.seen)
+    assert terminal.has_cursor
+
+
+@pytest.mark.parametrize("place", ["a file", "a terminal that cannot move its cursor"])
+def test_elsewhere_there_are_lines_and_no_control_characters(tmp_path, place, terminal, capsys, monkeypatch):
+    options = {"steps": 4, "say": print, "progress": True, **figures(0.5)}
+    if place == "a file":
+        monkeypatch.setenv("FORCE_COLOR", "1")  # some services that build set it
+        run(tmp_path, **options)
+        out, error = capsys.readouterr()
+    else:
+        monkeypatch.setenv("TERM", "dumb")
+        with terminal:
+            run(tmp_path, **options)
+        out, error = terminal.written, ""
+    assert [line.partition("  ")[0] for line in out.splitlines()] == [
+        "step 1/4", "step 2/4", "step 3/4", "step 4/4", "step 4",
+    ]  # fmt: skip
+    assert not error and not set(out) & {"\x1b", "\r", "\b"}
+
+
+@pytest.mark.parametrize("options", [{}, {"progress": True, "hosts": 1}])
+def test_nobody_draws_who_was_not_asked_or_is_not_the_chief(tmp_path, terminal, options):
+    if "hosts" in options:
+        options = options | {"hosts": Hosts(tf.distribute.get_strategy(), number=1)}
+    with terminal:
+        run(tmp_path, **options)
+    assert terminal.written == ""
 
 
 class DiskFull:
