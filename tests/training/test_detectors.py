@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from square_files import SIDE, recipe
 
+from keras_seg import zoo
 from keras_seg.recipe import load_recipe
 from keras_seg.training import NonFiniteLoss, detectors, loop, train
 
+WITHOUT_VALIDATION = {"data.validation_annotations": None, "data.validation_images": None}
 
-def test_a_run_learns_judges_and_writes_its_files(squares, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LOG_EVERY", 10)
+
+@pytest.fixture(scope="module")
+def logging_each_tenth():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "LOG_EVERY", 10)
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(squares, tmp_path_factory, logging_each_tenth):
+    """A run of 60 steps: (its model, what it said, its folder, a copy of this that was made between its two checkpoints)."""
+    folder = tmp_path_factory.mktemp("runs")
     lines = []
-    model = train(recipe(60), squares, tmp_path, say=lines.append)
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step 30/"):
+            shutil.copytree(folder / "whole", folder / "stopped")
+
+    model = train(recipe(60, checkpoint_every=25), squares, folder / "whole", say=say)
+    return model, lines, folder / "whole", folder / "stopped"
+
+
+def rows_of(folder) -> list[dict[str, str]]:
+    with open(folder / loop.HISTORY, newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def test_a_run_learns_judges_and_writes_its_files(squares, undisturbed):
+    model, lines, folder, _ = undisturbed
     assert "6 images to train on, 2 to validate; 60 steps" in lines[0]
-    with open(tmp_path / loop.HISTORY, newline="") as file:
-        rows = list(csv.DictReader(file))
-    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    rows = rows_of(folder)
+    losses = [float(row["loss"]) for row in rows if "loss" in row]
     assert losses[-1] < 0.7 * losses[0]
-    judged = {name: float(value) for name, value in rows[-1].items() if value}
+    judged = {name: float(value) for name, value in rows[-1].items()}
     assert {"val_loss", "val_loss_mask", "bbox_AP", "bbox_AP50", "segm_AP", "segm_AP75"} < set(judged)
     assert judged["bbox_AP50"] > 0.2
     again = detectors.score(model, squares / "validation.json", squares / "validation")
     assert again["segm_AP"] == pytest.approx(judged["segm_AP"], abs=1e-6)
-    assert (tmp_path / loop.BEST).exists()
-    (events,) = (tmp_path / loop.BOARD).iterdir()
+    assert (folder / loop.BEST).exists()
+    (events,) = (folder / loop.BOARD).iterdir()
     shown = {}
     for event in tf.compat.v1.train.summary_iterator(str(events)):
         shown |= {value.tag: tf.make_ndarray(value.tensor) for value in event.summary.value}
@@ -36,15 +64,14 @@ def test_a_run_learns_judges_and_writes_its_files(squares, tmp_path, monkeypatch
     assert tf.io.decode_png(shown["1"][2]).shape == (SIDE, SIDE, 3)
 
 
-def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(squares, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
-    for name, parts in (("whole", [4]), ("parts", [2, 4])):
-        for steps in parts:
-            data = {"data.validation_annotations": None, "data.validation_images": None}
-            own = recipe(4).override(data)
-            train(own, squares, tmp_path / name, steps=steps, resume=True, say=lambda line: None)
-    whole, parts = ((tmp_path / name / loop.HISTORY).read_text() for name in ("whole", "parts"))
-    assert whole == parts
+def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(squares, undisturbed):
+    _, _, whole, stopped = undisturbed
+    lines = []
+    own = recipe(60, checkpoint_every=25).override(WITHOUT_VALIDATION)
+    train(own, squares, stopped, steps=40, resume=True, say=lines.append)
+    assert "resumed at step 25 of 40" in lines
+    resumed = rows_of(stopped)
+    assert [row["step"] for row in resumed] == ["10", "20", "30", "40"] and resumed == rows_of(whole)[:4]
 
 
 def test_options_reach_the_model_and_its_optimizer(squares, tmp_path):
@@ -87,7 +114,21 @@ def test_a_loss_that_is_not_finite_stops_with_the_images(squares, tmp_path):
         assert {"image", "boxes", "image_id", "terms/loss_mask"} < set(kept)
 
 
-def test_what_does_not_fit_is_refused_before_training(squares, tmp_path):
+@pytest.fixture
+def one_model(monkeypatch):
+    """One for all recipes with the same model, which is enough for those that are refused before training."""
+    made, load = {}, zoo.load
+
+    def once(recipe, weights):
+        key = recipe.model.model_dump_json()
+        if key not in made:
+            made[key] = load(recipe, weights)
+        return made[key]
+
+    monkeypatch.setattr(zoo, "load", once)
+
+
+def test_what_does_not_fit_is_refused_before_training(squares, tmp_path, one_model):
     with pytest.raises(
         ValueError, match=r"train.json: has 2 categories \(square, disc\), the model 3 classes"
     ):

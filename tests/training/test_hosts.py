@@ -43,8 +43,8 @@ UNET = {
 DETECTOR = {
     "schema": 1, "name": "tiny_detector", "summary": "for a test",
     "model": {
-        "builder": "mask_rcnn", "class_names": ["square"], "backbone": "resnet18", "width": 8, "structure": "fpn",
-        "fpn_channels": 8, "normalization": "group", "box_head_channels": 16, "mask_channels": 8, "proposals": 30,
+        "builder": "mask_rcnn", "class_names": ["square"], "backbone": "resnet18", "width": 8, "structure": "dc5",
+        "anchor_sizes": [16, 32], "normalization": "group", "box_head_channels": 16, "mask_channels": 8, "proposals": 30,
         "detections": 10, "short_side": SIDE, "max_side": SIDE,
     },
     "data": {
