@@ -15,19 +15,50 @@ import base64
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.util import run_sync
 from PIL import Image
 
 COLAB = Path(__file__).resolve().parent
 LARGEST_PICTURE = 100_000  # bytes; what a picture in a committed notebook should not exceed
+# Makes a kernel that has run another notebook as good as new, but for TensorFlow, which stays imported. Compiled operations
+# too: TensorFlow lets nobody register them twice.
+RENEW = """\
+import os, sys
+os.chdir({folder!r})
+for name in [*sys.modules]:
+    if name.split(".")[0] == "keras_seg" and not name.startswith("keras_seg.ops.native"):
+        del sys.modules[name]
+get_ipython().run_line_magic("reset", "-f")
+"""
+
+
+@contextmanager
+def new_kernel() -> Iterator[AsyncKernelManager]:
+    """A kernel for several notebooks, one after the other."""
+    kernel = AsyncKernelManager(kernel_name="python3")
+    run_sync(kernel.start_kernel)()
+    try:
+        yield kernel
+    finally:
+        run_sync(kernel.shutdown_kernel)(now=True)
 
 
 def execute(
-    path: Path, settings: Mapping[str, object] | None = None, results: Sequence[str] = (), timeout: int = 1800
+    path: Path,
+    settings: Mapping[str, object] | None = None,
+    results: Sequence[str] = (),
+    timeout: int = 1800,
+    *,
+    changes: Mapping[str, str] | None = None,
+    kernel: AsyncKernelManager | None = None,
+    data: Path = COLAB / "data",
 ) -> tuple[nbformat.NotebookNode, dict]:
     """The notebook with its new outputs, and the values of the variables `results` when all cells had run.
 
@@ -35,14 +66,21 @@ def execute(
         settings: values (anything that `repr` writes as Python) for names that the cell tagged `parameters` sets.
         results: names of variables that JSON can express: numbers, strings, lists of them.
         timeout: seconds for one cell.
+        changes: text of its code -> what stands there instead, wherever it stands, for what is no setting. What cells print
+            that were changed is not kept.
+        kernel: to run it in; None: one of its own. A kernel that has TensorFlow imported already saves some seconds.
+        data: the folder that it sees as `data`.
 
     Raises:
-        ValueError: a setting that the notebook does not have.
+        ValueError: a setting that the notebook does not have, or a text to be changed.
         nbclient.exceptions.CellExecutionError: a cell failed; the message has the cell and its traceback.
     """
     notebook = nbformat.read(path, as_version=4)
     cells = list(notebook.cells)
-    running = list(cells)
+    running = [_changed(cell, changes or {}) for cell in cells]
+    for text in changes or {}:
+        if not any(text in cell.source for cell in cells if cell.cell_type == "code"):
+            raise ValueError(f"{path.name} has no {text!r} to change")
     if settings:
         at = _settings_cell(path, cells)
         unknown = sorted(set(settings) - _assigned(cells[at].source))
@@ -55,12 +93,15 @@ def execute(
     asking = f"import json\nprint(json.dumps({{{values}}}, default=lambda value: value.tolist()))"
     running.append(nbformat.v4.new_code_cell(asking))
 
-    notebook.cells = running
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "data").symlink_to(COLAB / "data", target_is_directory=True)
+        (Path(folder) / "data").symlink_to(data, target_is_directory=True)
+        if kernel:
+            running.insert(0, nbformat.v4.new_code_cell(RENEW.format(folder=folder)))
+        notebook.cells = running
         client = NotebookClient(
             notebook,
             timeout=timeout,
+            km=kernel,
             kernel_name="python3",
             record_timing=False,
             resources={"metadata": {"path": folder}},
@@ -113,6 +154,16 @@ def smaller(png: bytes) -> tuple[str, bytes]:
         if file.tell() <= LARGEST_PICTURE:
             break
     return "image/jpeg", file.getvalue()
+
+
+def _changed(cell: nbformat.NotebookNode, changes: Mapping[str, str]) -> nbformat.NotebookNode:
+    """The cell itself, or another one with other code."""
+    source = cell.source
+    if cell.cell_type != "code":
+        return cell
+    for text, other in changes.items():
+        source = source.replace(text, other)
+    return cell if source == cell.source else nbformat.v4.new_code_cell(source)
 
 
 def _settings_cell(path: Path, cells: Sequence[nbformat.NotebookNode]) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,28 @@ pytest.importorskip("nbclient", reason='the tutorials run with the "test" extra:
 
 COLAB = Path(__file__).resolve().parent.parent / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
+
+# Images of the tutorials' data that are enough for the tests.
+TRAIN, VALIDATION = {2, 3, 6, 9, 11, 22}, {5, 10, 20}
+NAMED = "9ebcfaf2322932d4.tif"
+
+# What makes the networks that are trained smaller, and what they see; and an export whose graph is optimised sooner.
+CHANGES = {
+    "2_train_unet_on_your_images": {"base_channels: 16": "base_channels: 8", "batch_size: 8 ": "batch_size: 4 "},
+    "4_train_mask_rcnn": {
+        "width: 32": "width: 8", "fpn_channels: 64": "fpn_channels: 16", "box_head_channels: 128": "box_head_channels: 32",
+        "mask_channels: 64": "mask_channels: 16",
+    },
+    "5_keypoints": {
+        "width: 32": "width: 16", "fpn_channels: 64": "fpn_channels: 32", "box_head_channels: 256": "box_head_channels: 64",
+        "keypoint_channels: 64": "keypoint_channels: 32", "side: 320": "side: 160", "side: 560": "side: 280",
+        "anchor_sizes: [16, 32, 64, 128, 256]": "anchor_sizes: [8, 16, 32, 64, 128]",
+    },
+    "7_export_and_serve": {
+        'export.saved_model(model, "served/maskrcnn_nuclei/1")':
+        'export.saved_model(model, "served/maskrcnn_nuclei/1", winograd=False, warmup_sizes=())',
+    },
+}  # fmt: skip
 
 # Of each tutorial the settings of a small run, and what its variables must then hold.
 TUTORIALS: dict[str, tuple[dict[str, object], dict[str, Callable[[object], bool]]]] = {
@@ -50,14 +74,14 @@ TUTORIALS: dict[str, tuple[dict[str, object], dict[str, Callable[[object], bool]
         },
     ),
     "4_train_mask_rcnn": (
-        {"STEPS": 12, "EVALUATE_EVERY": 12},
+        {"STEPS": 8, "BATCH": 2, "EVALUATE_EVERY": 8},
         {
             "losses": lambda losses: losses[-1] < 2.6,
             "shipped_ap": lambda ap: ap > 0.5,
         },
     ),
     "5_keypoints": (
-        {"STEPS": 30, "FETCH": False},
+        {"STEPS": 20, "FETCH": False},
         {
             "measured": lambda ap: abs(ap - 0.6) < 1e-6,
             "expected": lambda ap: abs(ap - 0.6) < 1e-6,
@@ -115,10 +139,41 @@ def load_execute():
 colab = load_execute()
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    with colab.new_kernel() as kernel:
+        yield kernel
+
+
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory) -> Path:
+    """The tutorials' data with fewer images of nuclei: those that a tutorial names, and some more."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    folder = checkout / "colab/data"
+    shutil.copytree(COLAB / "data", folder)
+    (checkout / "export").symlink_to(COLAB.parent / "export")  # what a tutorial takes from beside them
+    for part, ids in (("train", TRAIN), ("val", VALIDATION)):
+        file = folder / f"nuclei_coco/instances_{part}.json"
+        content = json.loads(file.read_text())
+        content["images"] = [image for image in content["images"] if image["id"] in ids]
+        content["annotations"] = [one for one in content["annotations"] if one["image_id"] in ids]
+        file.write_text(json.dumps(content))
+        assert len(content["images"]) == len(ids)
+    for part, named in (("train", NAMED), ("validation", "")):
+        for image in sorted((folder / "nuclei_tiff" / part / "images").iterdir())[3:]:
+            if image.name != named:
+                image.unlink()
+                (folder / "nuclei_tiff" / part / "labels" / image.name).unlink()
+    return folder
+
+
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_runs_whole_and_computes_what_it_says(name):
+def test_runs_whole_and_computes_what_it_says(name, kernel, few_images):
     settings, checks = TUTORIALS[name]
-    _, results = colab.execute(COLAB / f"{name}.ipynb", settings, list(checks), timeout=300)
+    notebook = COLAB / f"{name}.ipynb"
+    _, results = colab.execute(
+        notebook, settings, [*checks], 300, changes=CHANGES.get(name), kernel=kernel, data=few_images
+    )
     wrong = {result: results[result] for result, check in checks.items() if not check(results[result])}
     assert not wrong
 
@@ -186,15 +241,21 @@ class TestExecute:
         return path
 
     def test_a_setting_replaces_the_notebooks(self, tmp_path):
-        path = self.notebook(tmp_path, "STEPS = 100", "twice = 2 * STEPS")
-        notebook, results = colab.execute(path, {"STEPS": 3}, ["twice"])
-        assert results == {"twice": 6}
-        assert [cell.source for cell in notebook.cells] == ["STEPS = 100", "twice = 2 * STEPS"]
+        path = self.notebook(tmp_path, "STEPS = 100", "twice = 2 * STEPS", "more = 'width: 8'")
+        notebook, results = colab.execute(
+            path, {"STEPS": 3}, ["twice", "more"], changes={"width: 8": "width: 4"}
+        )
+        assert results == {"twice": 6, "more": "width: 4"}
+        assert [cell.source for cell in notebook.cells][1:] == ["twice = 2 * STEPS", "more = 'width: 8'"]
 
     def test_an_unknown_setting_is_named(self, tmp_path):
         path = self.notebook(tmp_path, "STEPS = 100")
         with pytest.raises(ValueError, match="small.ipynb has no setting STOPS"):
             colab.execute(path, {"STOPS": 3})
+
+    def test_a_text_to_change_that_is_not_there_is_named(self, tmp_path):
+        with pytest.raises(ValueError, match="small.ipynb has no 'width: 9' to change"):
+            colab.execute(self.notebook(tmp_path, "width = 9"), changes={"width: 9": "width: 1"})
 
     def test_a_notebook_without_settings_is_named(self, tmp_path):
         with pytest.raises(ValueError, match="small.ipynb has no cell tagged `parameters`"):
