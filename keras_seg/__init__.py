@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,6 @@ def _require_tensorflow() -> None:
 _require_tensorflow()
 # TensorFlow's C++ side: errors alone; its warnings tell of cost estimates that maps of any size do not allow
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow turns oneDNN's operations on by itself only on processors with AVX-512 VNNI and later; they are faster on others too
-# (docs/performance.md)
-if platform.machine() in ("x86_64", "AMD64"):
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # Bound before any other import can: `keras_seg.segment` is the function, not the module of that name.
 from keras_seg.segment import segment

@@ -28,7 +28,7 @@ EXTRAS = {
 
 _ONEDNN = {
     True: "on",
-    False: "off, by TF_ENABLE_ONEDNN_OPTS or because TensorFlow was imported before keras_seg; on most processors it is faster",
+    False: "off; TF_ENABLE_ONEDNN_OPTS=1 may make inference faster (docs/performance.md)",
     None: "unknown",
 }
 

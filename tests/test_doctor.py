@@ -27,7 +27,7 @@ def test_for_programs():
     found = json.loads(run("--json"))
     assert found["tensorflow"] == tf.__version__ and found["keras"] == keras.__version__
     assert found["keras_seg"] == keras_seg.__version__ and "CPU:0" in found["devices"]
-    assert found["cpu"]["cores"] >= 1 and found["cpu"]["model"]
+    assert found["cpu"]["cores"] >= 1 and found["cpu"]["model"] and found["onednn"] in (True, False)
     assert found["extras"]["imagej"] == importlib.metadata.version("roifile") and "beam" in found["extras"]
     used = found["roi_align"]
     try:

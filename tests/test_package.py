@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -34,13 +33,6 @@ def test_tensorflow_log_level_is_a_default_only():
     show = "import keras_seg, os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
     assert python(show).stdout.strip() == "2"
     assert python(show, TF_CPP_MIN_LOG_LEVEL="0").stdout.strip() == "0"
-
-
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="TensorFlow decides on other processors")
-def test_onednn_is_on_unless_somebody_says_otherwise():
-    show = "import keras_seg.doctor as doctor; print(doctor.examine()['onednn'])"
-    assert python(show).stdout.split()[-1] == "True"
-    assert python(show, TF_ENABLE_ONEDNN_OPTS="0").stdout.split()[-1] == "False"
 
 
 def test_submodules_come_when_asked_for_and_segment_is_the_function():
