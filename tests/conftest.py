@@ -1,4 +1,4 @@
-"""What every test shares: TensorFlow kept quiet and with oneDNN, and the path to the shared data and golden files."""
+"""What every test shares: TensorFlow kept quiet, and the path to the shared data and golden files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow, here and below
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as where keras_seg is imported before it
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow
 
 import pytest
 
@@ -18,12 +17,14 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What is imported by then stays: the search for garbage need not look at TensorFlow's objects again and again."""
+    """What is imported by then stays: the search for garbage need not look at TensorFlow's objects again and again, nor
+    as often as Python has it, since graphs are made of many objects that stay as well."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         gc.enable()
 
 
@@ -61,6 +62,40 @@ def shared() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+@pytest.fixture(scope="module")
+def graphs_as_traced() -> Iterator[None]:
+    """To optimise the graph of a detector takes longer than to run it some times. Optimised graphs are those of all other
+    tests, among them those of models that others trained, of exports in a server and in programs of their own."""
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """`zoo.load` gives one model for all recipes of the same model with the same weights, which commands then trace once;
+    fresh weights are others each time."""
+    from keras_seg import zoo
+    from keras_seg.recipe import Recipe
+
+    made, load = {}, zoo.load
+
+    def once(recipe, weights="pretrained", **overrides):
+        if weights is None:
+            return load(recipe, weights, **overrides)
+        shown = recipe if isinstance(recipe, Recipe) else zoo.show(recipe)
+        key = shown.name, shown.model.model_dump_json(), str(weights), repr(overrides)
+        if key not in made:
+            made[key] = load(recipe, weights, **overrides)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "load", once)
+        yield
 
 
 @pytest.fixture(scope="module")

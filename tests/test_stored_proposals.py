@@ -21,6 +21,7 @@ from keras_seg.training import loop, train
 from keras_seg.training.detectors import plan, score
 from keras_seg.weights import save_weights
 
+pytestmark = pytest.mark.usefixtures("graphs_as_traced", "loaded_once")
 RPN = {
     "name": "tiny_rpn", "model.class_names": ["object"], "model.masks": False, "model.rpn_only": True,
     "training.select": {"metric": "AR100", "mode": "max"},
@@ -28,26 +29,11 @@ RPN = {
 STORED = {"data.proposals": "train.npz", "data.validation_proposals": "validation.npz"}
 
 
-@pytest.fixture
-def loaded_once(monkeypatch):
-    """A recipe with its weights is built and traced once for all commands; for training each time."""
-    made, load = {}, zoo.load
-
-    def once(recipe, weights="pretrained", **overrides):
-        key = (recipe.name, str(weights), repr(overrides))
-        if weights is None or key not in made:
-            made[key] = load(recipe, weights, **overrides)
-        return made[key]
-
-    monkeypatch.setattr(zoo, "load", once)
-
-
 def as_file(tiny, path):
     path.write_text(yaml.safe_dump(json.loads(tiny.model_dump_json(by_alias=True, exclude_unset=True))))
     return path
 
 
-@pytest.mark.usefixtures("loaded_once")
 def test_from_an_rpn_to_a_detector(squares, tmp_path, monkeypatch, run):
     """The RPN learns to propose; the detector learns on what is stored, and its own RPN does not change."""
     monkeypatch.setattr(loop, "LOG_EVERY", 10)
@@ -115,7 +101,6 @@ def dark_squares(squares, tmp_path_factory):
     return folder
 
 
-@pytest.mark.usefixtures("loaded_once")
 def test_the_recipes_value_range_holds_for_proposals_and_for_what_is_trained_on_them(
     squares, dark_squares, tmp_path, run
 ):

@@ -17,6 +17,8 @@ from keras_seg.export import comparison
 from keras_seg.instances import Instances
 from keras_seg.weights import save_weights
 
+pytestmark = pytest.mark.usefixtures("graphs_as_traced", "loaded_once")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

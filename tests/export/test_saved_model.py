@@ -31,6 +31,16 @@ def serve(path, signature="serving_default"):
     return tf.saved_model.load(str(path)).signatures[signature]
 
 
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return load(exported)
+
+
+@pytest.fixture(scope="module")
+def signatures(loaded):
+    return loaded.signatures
+
+
 def pictures(*shape, seed=1):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
@@ -42,9 +52,9 @@ def file_of(image, kind="PNG"):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 12), (2, 33, 50), (1, 3, 70)])
-def test_the_numbers_of_segment_at_any_size(model, exported, shape):
+def test_the_numbers_of_segment_at_any_size(model, signatures, shape):
     images = pictures(*shape, 3)
-    output = serve(exported)(images=tf.constant(images))
+    output = signatures["serving_default"](images=tf.constant(images))
     assert list(output) == ["probabilities"]
     np.testing.assert_allclose(output["probabilities"], keras_seg.segment(model, images), atol=1e-6)
 
@@ -64,18 +74,17 @@ def test_other_networks_too(tmp_path, arguments):
     np.testing.assert_allclose(output, keras_seg.segment(model, images), atol=1e-6)
 
 
-def test_float_images(model, exported):
+def test_float_images(model, signatures):
     images = pictures(1, 9, 20, 3).astype(np.float32) / 3
-    output = serve(exported, "float_images")(images=tf.constant(images))["probabilities"]
+    output = signatures["float_images"](images=tf.constant(images))["probabilities"]
     np.testing.assert_allclose(output, keras_seg.segment(model, images), atol=1e-6)
     for wrong in (np.nan, -1, 256):
         images[0, 0, 0, 0] = wrong
         with pytest.raises(tf.errors.InvalidArgumentError, match="images: must be 0-255 and not NaN"):
-            serve(exported, "float_images")(images=tf.constant(images))
+            signatures["float_images"](images=tf.constant(images))
 
 
-def test_signatures(exported):
-    signatures = tf.saved_model.load(str(exported)).signatures
+def test_signatures(signatures):
     assert {*signatures} == {"serving_default", "float_images", "encoded_images"}
     (spec,) = signatures["serving_default"].structured_input_signature[1].values()
     assert (spec.name, spec.dtype, spec.shape.as_list()) == ("images", tf.uint8, [None, None, None, 3])
@@ -168,9 +177,9 @@ def test_folders_that_cannot_be_written(model, tmp_path):
         saved_model(model, tmp_path / "file" / "serving" / "1")
 
 
-def test_files_of_images(model, exported):
+def test_files_of_images(model, signatures):
     images = pictures(2, 20, 30, 3)
-    encoded = serve(exported, "encoded_images")
+    encoded = signatures["encoded_images"]
     output = encoded(image_bytes=tf.constant([file_of(image) for image in images]))["probabilities"]
     np.testing.assert_allclose(output, keras_seg.segment(model, images), atol=1e-6)
     other = file_of(pictures(20, 31, 3))
@@ -192,14 +201,16 @@ def test_files_for_a_grey_model(tmp_path):
 
 def test_empty_and_too_large_images_are_refused(tmp_path):
     path = saved_model(unet(depth=1, base_channels=2, padding="same"), tmp_path / "1", most_pixels=100)
-    serve(path)(images=tf.zeros([1, 10, 10, 1], tf.uint8))
+    signatures = tf.saved_model.load(str(path)).signatures
+    in_pixels = signatures["serving_default"]
+    in_pixels(images=tf.zeros([1, 10, 10, 1], tf.uint8))
     for shape in ([0, 5, 5, 1], [1, 0, 5, 1]):
         with pytest.raises(tf.errors.InvalidArgumentError, match="images: there are none, or they are empty"):
-            serve(path)(images=tf.zeros(shape, tf.uint8))
+            in_pixels(images=tf.zeros(shape, tf.uint8))
     with pytest.raises(tf.errors.InvalidArgumentError, match="images: more than 100 pixels an image"):
-        serve(path)(images=tf.zeros([1, 10, 11, 1], tf.uint8))
+        in_pixels(images=tf.zeros([1, 10, 11, 1], tf.uint8))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"more than 100 pixels, .*\] \[10 11\]"):
-        serve(path, "encoded_images")(image_bytes=tf.constant([file_of(pictures(10, 11, 1))]))
+        signatures["encoded_images"](image_bytes=tf.constant([file_of(pictures(10, 11, 1))]))
 
 
 def test_requests_of_too_many_images_are_refused(tmp_path):
@@ -257,8 +268,7 @@ def test_the_limits_by_default():
     assert limits_of(many, "probabilities") == (2**30 // 400, 64, 2**30 // 400)
 
 
-def test_loaded_in_python(model, exported, tmp_path):
-    loaded = load(exported)
+def test_loaded_in_python(model, loaded, tmp_path):
     assert (loaded.name, loaded.class_names, loaded.is_detector) == ("small", ["outside", "inside"], False)
     stack = (pictures(2, 20, 30).astype(np.uint16) * 257)[..., None]
     np.testing.assert_allclose(loaded.segment(stack), keras_seg.segment(model, stack), atol=1e-6)

@@ -10,9 +10,11 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_seg
-from keras_seg.export import load, saved_model
+from keras_seg.export import detection_graph, folding, load, metadata, saved_model
+from keras_seg.export.limits import limits_of
 from keras_seg.models import mask_rcnn
 
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 SMALL = {
     "backbone": "resnet18", "width": 8, "mask_channels": 8, "keypoint_channels": 8, "detections": 12, "proposals": 40,
     "pre_nms_proposals": 40, "score_threshold": 0.0, "short_side": 64, "max_side": 96,
@@ -36,7 +38,20 @@ def model():
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-    return saved_model(model, tmp_path_factory.mktemp("serving") / "1")
+    """With batches that go through the network in parts from small ones on, of 64 x 64 pixels two by two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detection_graph, "AT_ONCE", 2 * 64 * 64)
+        return saved_model(model, tmp_path_factory.mktemp("serving") / "1")
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return load(exported)
+
+
+@pytest.fixture(scope="module")
+def signatures(loaded):
+    return loaded.signatures
 
 
 def pictures(*shape, seed=1):
@@ -66,25 +81,23 @@ def same(outputs, image, expected, masks=True):
         assert not values[count:].any()
 
 
-def test_images_of_one_size(model, exported):
-    signature = tf.saved_model.load(str(exported)).signatures["serving_default"]
-    for shape in ((2, 40, 60), (1, 70, 33)):
-        images = pictures(*shape, 3)
-        outputs = signature(images=tf.constant(images))
-        for n, image in enumerate(images):
-            same(outputs, n, keras_seg.segment(model, image, score_threshold=0.0))
-
-
-def test_files_of_any_size(model, exported):
-    images = [pictures(40, 60, 3), pictures(70, 33, 3), pictures(20, 20)]
-    encoded = tf.saved_model.load(str(exported)).signatures["encoded_images"]
-    outputs = encoded(image_bytes=tf.constant([file_of(image) for image in images]))
+# one image at a time; all at once; two by two, and the last one
+@pytest.mark.parametrize("shape", [(2, 40, 60), (1, 70, 33), (5, 30, 40)])
+def test_images_of_one_size(model, signatures, shape):
+    images = pictures(*shape, 3)
+    outputs = signatures["serving_default"](images=tf.constant(images))
     for n, image in enumerate(images):
         same(outputs, n, keras_seg.segment(model, image, score_threshold=0.0))
 
 
-def test_loaded_in_python(model, exported):
-    loaded = load(exported)
+def test_files_of_any_size(model, signatures):
+    images = [pictures(40, 60, 3), pictures(70, 33, 3), pictures(20, 20)]
+    outputs = signatures["encoded_images"](image_bytes=tf.constant([file_of(image) for image in images]))
+    for n, image in enumerate(images):
+        same(outputs, n, keras_seg.segment(model, image, score_threshold=0.0))
+
+
+def test_loaded_in_python(model, loaded):
     assert loaded.is_detector and loaded.class_names == ["a", "b", "c"]
     images = [pictures(40, 60, 3), pictures(70, 33, 3)]
     options = {"score_threshold": 0.2, "max_detections": 5, "classes": ["a", "c"]}
@@ -97,13 +110,20 @@ def test_loaded_in_python(model, exported):
     assert len(next(loaded.segment(iter(images)))) == len(keras_seg.segment(model, images[0]))
 
 
-def test_pasted_masks_and_keypoints_in_torchvisions_convention(tmp_path):
+@pytest.fixture(scope="module")
+def with_pasted_masks(tmp_path_factory):
+    """A model in torchvision's convention, and its SavedModel: an image of 3000 pixels, a request of 8400."""
     model = detector(**TORCHVISION, keypoints=2, structure="c5", anchor_sizes=[16, 32], box_head_channels=16)
-    signatures = tf.saved_model.load(
-        str(saved_model(model, tmp_path / "1", masks="pasted", warmup_sizes=()))
-    ).signatures
+    path = tmp_path_factory.mktemp("serving") / "1"
+    limits = {"most_pixels": 3000, "most_request_pixels": 8400}
+    return model, saved_model(model, path, masks="pasted", warmup_sizes=(), **limits)
+
+
+def test_pasted_masks_and_keypoints_in_torchvisions_convention(with_pasted_masks):
+    model, path = with_pasted_masks
     images = [pictures(40, 60, 3), pictures(70, 33, 3)]
-    outputs = signatures["encoded_images"](image_bytes=tf.constant([file_of(image) for image in images]))
+    encoded = tf.saved_model.load(str(path)).signatures["encoded_images"]
+    outputs = encoded(image_bytes=tf.constant([file_of(image) for image in images]))
     masks = outputs.pop("masks").numpy()
     assert (masks.dtype, masks.shape) == (np.uint8, (2, 12, 70, 60))
     for n, image in enumerate(images):
@@ -113,10 +133,27 @@ def test_pasted_masks_and_keypoints_in_torchvisions_convention(tmp_path):
         different = masks[n, : len(expected), :height, :width] != expected.masks
         assert different.mean() < 1e-3  # a probability of one half may fall on either side
         assert not masks[n, :, height:].any() and not masks[n, :, :, width:].any()
+    # each counts as the largest
+    wide, high = file_of(pictures(10, 60, 3)), file_of(pictures(60, 10, 3))
+    assert encoded(image_bytes=tf.constant([wide] * 14))["masks"].shape == (14, 12, 10, 60)
+    with pytest.raises(
+        tf.errors.InvalidArgumentError,
+        match=r"image_bytes, each as the largest: more than 8400 pixels in a request; .* are\] \[?10800",
+    ):
+        encoded(image_bytes=tf.constant([wide, high, high]))
     with pytest.raises(
         ValueError, match="exported with masks='pasted'; `segment` needs masks='probabilities'"
     ):
-        load(tmp_path / "1").segment(images[0])
+        load(path).segment(images[0])
+
+
+def test_the_limits_of_pasted_masks(with_pasted_masks):
+    model, _ = with_pasted_masks
+    assert limits_of(model, "pasted").request_pixels == 2**26  # 12 masks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "detections", 100)
+        assert limits_of(model, "pasted") == (2**30 // 100, 64, 2**30 // 100)
+        assert limits_of(model, "bits").request_pixels == 2**26
 
 
 def test_bits_are_ready_for_run_lengths(tmp_path):
@@ -139,7 +176,7 @@ def test_bits_are_ready_for_run_lengths(tmp_path):
     assert (overlap[coco.area(ours) > 0] > 0.99).all()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rpn():
     return mask_rcnn(1, **{**SMALL, "masks": False}, rpn_only=True, structure="dc5", anchor_sizes=[16, 32])
 
@@ -153,8 +190,6 @@ def test_an_rpn_gives_proposals(rpn, tmp_path):
 
 
 def test_different_detections_are_refused(rpn, tmp_path, monkeypatch):
-    from keras_seg.export import detection_graph, folding
-
     other = mask_rcnn(**rpn.arguments)
     monkeypatch.setattr(detection_graph, "folded", lambda model, **options: folding.folded(other, **options))
     with pytest.raises(
@@ -164,8 +199,7 @@ def test_different_detections_are_refused(rpn, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_found_in(exported):
-    signatures = tf.saved_model.load(str(exported)).signatures
+def test_what_cannot_be_found_in(signatures):
     for shape in ([0, 5, 5, 3], [1, 5, 0, 3]):
         with pytest.raises(tf.errors.InvalidArgumentError, match="images: there are none, or they are empty"):
             signatures["serving_default"](images=tf.zeros(shape, tf.uint8))
@@ -178,43 +212,7 @@ def test_what_cannot_be_found_in(exported):
         signatures["encoded_images"](image_bytes=tf.constant([file_of(pictures(9, 9, 3)), b"nothing"]))
 
 
-def test_a_large_batch_goes_through_the_network_in_parts(model, tmp_path, monkeypatch):
-    from keras_seg.export import detection_graph
-
-    images = pictures(5, 30, 40, 3)  # the network sees 64 x 64
-    monkeypatch.setattr(detection_graph, "AT_ONCE", 2 * 64 * 64)
-    signature = tf.saved_model.load(str(saved_model(model, tmp_path / "1", warmup_sizes=()))).signatures[
-        "serving_default"
-    ]
-    outputs = signature(images=tf.constant(images))
-    for n, image in enumerate(images):
-        same(outputs, n, keras_seg.segment(model, image, score_threshold=0.0))
-
-
-def test_pasted_masks_count_as_the_largest_image(tmp_path):
-    from keras_seg.export.limits import limits_of
-
-    model = detector()
-    assert limits_of(model, "pasted").request_pixels == 2**26  # 12 masks
-    model.detections = 100
-    assert limits_of(model, "pasted") == (2**30 // 100, 64, 2**30 // 100)
-    assert limits_of(model, "bits").request_pixels == 2**26
-    model.detections = 12
-    path = saved_model(
-        model, tmp_path / "1", masks="pasted", most_pixels=1500, most_request_pixels=3000, warmup_sizes=()
-    )
-    encoded = tf.saved_model.load(str(path)).signatures["encoded_images"]
-    wide, high = file_of(pictures(10, 60, 3)), file_of(pictures(60, 10, 3))
-    assert encoded(image_bytes=tf.constant([wide] * 5))["masks"].shape == (5, 12, 10, 60)
-    with pytest.raises(
-        tf.errors.InvalidArgumentError,
-        match=r"image_bytes, each as the largest: more than 3000 pixels in a request; .* are\] \[?7200",
-    ):
-        encoded(image_bytes=tf.constant([wide, high]))
-
-
-def test_a_request_of_many_images_is_refused(exported):
-    signatures = tf.saved_model.load(str(exported)).signatures
+def test_a_request_of_many_images_is_refused(signatures):
     most = int(2**26 / 1.5**2)
     for call, message in (
         (
@@ -234,8 +232,8 @@ def test_a_request_of_many_images_is_refused(exported):
             call()
 
 
-def test_what_the_model_says_of_itself(model, exported):
-    about = load(exported).about
+def test_what_the_model_says_of_itself(model, loaded):
+    about = loaded.about
     assert about["name"] == "small" and about["class_names"] == ["a", "b", "c"] and about["classes"] == 3
     assert about["keras_seg"] == keras_seg.__version__ and about["licence"] is None
     assert about["outputs"]["masks"] == {"dtype": "float32", "shape": ["B", 12, 28, 28]}
@@ -245,8 +243,6 @@ def test_what_the_model_says_of_itself(model, exported):
 
 
 def test_the_licence_is_that_of_the_weights():
-    from keras_seg.export import metadata
-
     model = detector(name="maskrcnn_r50_fpn")
     assert metadata.describe(model, {})["licence"] is None  # fresh weights
     model.loaded = "a report"

@@ -37,8 +37,8 @@ RECIPE = {
         "train_images": "images", "train_masks": "masks", "validation_images": "images", "validation_masks": "masks",
     },
     "training": {
-        "steps": 60, "optimizer": {"name": "adam", "learning_rate": 0.01, "average": 0.9}, "seed": 5,
-        "evaluate_every": 20, "checkpoint_every": 3, "select": {"metric": "mean_iou", "mode": "max"},
+        "steps": 36, "optimizer": {"name": "adam", "learning_rate": 0.01, "average": 0.9}, "seed": 5,
+        "evaluate_every": 18, "checkpoint_every": 3, "select": {"metric": "mean_iou", "mode": "max"},
     },
 }  # fmt: skip
 TRAIN = "from keras_seg.cli import main; main()"
@@ -121,7 +121,7 @@ def test_a_run_that_is_killed_at_random_moments_is_the_undisturbed_one_to_the_bi
         for key, array in one.items():
             np.testing.assert_array_equal(array, other[key], err_msg=f"{name} {key}, killed after {steps}")
     texts = [(tmp_path / run / "history.csv").read_text() for run in ("whole", "killed")]
-    assert texts[0] == texts[1] and texts[0].count("\n") > 4
+    assert texts[0] == texts[1] and texts[0].count("\n") > 3
     # what a kill left half-written is gone
     assert not [path for path in checkpoint.parent.iterdir() if path.name.startswith(".")]
 
@@ -141,8 +141,10 @@ for batch in data.take(6):
         digest.update(name.encode() + np.asarray(batch[name]).tobytes())
 print("batches", digest.hexdigest())
 loop.LOG_EVERY = 1
-own = recipe(2).override({"data.validation_annotations": None, "data.validation_images": None})
-model = train(own, folder, sys.argv[2], say=lambda line: None)
+changes = {"data.validation_annotations": None, "data.validation_images": None}
+# of one level, which is traced sooner
+changes |= {"model.structure": "dc5", "model.anchor_sizes": [16, 32]}
+model = train(recipe(2).override(changes), folder, sys.argv[2], say=lambda line: None)
 print("weights", hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest())
 """
 

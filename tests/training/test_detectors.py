@@ -14,6 +14,7 @@ from keras_seg import zoo
 from keras_seg.recipe import load_recipe
 from keras_seg.training import NonFiniteLoss, detectors, loop, train
 
+pytestmark = pytest.mark.usefixtures("graphs_as_traced")
 WITHOUT_VALIDATION = {"data.validation_annotations": None, "data.validation_images": None}
 
 
