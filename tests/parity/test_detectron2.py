@@ -14,6 +14,7 @@ from golden_models import (
     network_input,
     proposals,
 )
+from golden_steps import compare_step
 
 import keras_seg
 from keras_seg.losses import box_losses, keypoint_loss, mask_loss, rpn_losses
@@ -111,6 +112,14 @@ def test_a_training_steps_losses_are_detectron2s(shared, detector):
     for name, loss in losses.items():
         # 5e-7 was seen between machines; the sum of float32 terms in another order and network allows for more
         np.testing.assert_allclose(loss, expected[name], rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("detector", TRAINED, indirect=True)
+def test_a_training_step_is_detectron2s(shared, detector):
+    config, model = detector
+    model.freeze(2)
+    compare_step(shared, config, model)
+    model.freeze(0)
 
 
 def proposal_losses(model: MaskRCNN, golden, found: dict) -> dict[str, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""One training step is Detectron2's: what is sampled from, the losses, and the gradient of every variable.
+"""What compares one training step with Detectron2's: what is sampled from, the losses, and the gradient of every variable.
 
 Samples are given, since random numbers differ; `first` says which ones Detectron2 was made to take. Tolerances: losses
 2e-5 (5e-7 was seen between machines, and float32 sums have another order here); norms of gradients 2e-3 (7e-4 seen),
@@ -8,27 +8,23 @@ and single values that part of the variable's largest.
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import tensorflow as tf
-from golden_models import detectron2_model, network_input, rule
+from golden_models import network_input, rule
 
 from keras_seg.models.rcnn_training import AnchorSamples, RegionSamples, prepare
 from keras_seg.ops.matching import match_boxes
 from keras_seg.weights import detectron2, layouts
 from keras_seg.weights.assign import variables
 
-CONFIGS = ("mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_C4_1x", "keypoint_rcnn_R_50_FPN_1x")
 NAMES = {
     "loss_rpn_cls": "loss_rpn_class", "loss_rpn_loc": "loss_rpn_box", "loss_cls": "loss_class",
     "loss_box_reg": "loss_box", "loss_mask": "loss_mask", "loss_keypoint": "loss_keypoint", "total": "loss",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_a_step_is_detectron2s(shared, tmp_path, config):
+def compare_step(shared, config, model) -> None:
+    """model: of this configuration, its first two stages frozen."""
     golden = dict(np.load(shared / f"golden/ops/train_step_{config}.npz"))
-    model = detectron2_model(shared, config, tmp_path)
-    model.freeze(2)
     batch = batch_of(shared, golden, model)
     anchors, regions = samples_of(golden, model)
     prepared = prepare(model, batch)
