@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from keras_seg.models.mask_rcnn import MaskRCNN
 
 MASKS = ("probabilities", "pasted", "bits")
-# Pixels of images that go through the network at once, if it is not one: memory does not grow with the batch.
-AT_ONCE = 2**22
+# Pixels of images that go through the network at once, if it is not one: memory does not grow with the batch. A processor is filled
+# by little, and TensorFlow without oneDNN takes 1.7 times as long for an image where maps are large (export/serving/README.md).
+AT_ONCE, AT_ONCE_ON_GPU = 2**18, 2**22
 Outputs = dict[str, tf.Tensor]
 
 
 def signatures(
     model: MaskRCNN, masks: str, most: Limits, *, winograd: bool = True
 ) -> dict[str, tf.types.experimental.ConcreteFunction]:
-    """The functions of `export.saved_model`'s signatures. Call it within `roi_align.portable`."""
+    """The functions of `export.saved_model`'s signatures. Call it within `roi_align.portable`. winograd: for a processor."""
     network = folded(model, winograd=winograd)
     pixels = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
     files = tf.TensorSpec([None], tf.string, name="image_bytes")
@@ -59,7 +60,8 @@ def signatures(
         images = limits.checked(images, most)
         batch, height, width = tf.unstack(tf.shape(images)[:3])
         seen = [-(-side // model.size_divisor) * model.size_divisor for side in seen_size(height, width)]
-        found = _in_parts(find, images, tf.maximum(AT_ONCE // (seen[0] * seen[1]), 1))
+        at_once = AT_ONCE if winograd else AT_ONCE_ON_GPU
+        found = _in_parts(find, images, tf.maximum(at_once // (seen[0] * seen[1]), 1))
         return finish(found, tf.repeat([[height, width]], batch, 0))
 
     @tf.function(input_signature=[files], autograph=False)
