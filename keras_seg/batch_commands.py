@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+import keras_seg
 from keras_seg.command_options import AsJson, WeightsFile, complete_model, examples
 
 __all__ = ["add_to"]
@@ -80,7 +81,9 @@ def batch(
     ] = None,
     value_range: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="U-Net: the values that become black and white."),
+        typer.Option(
+            metavar="LOW HIGH", help="The values that become black and white; the recipe's if left out."
+        ),
     ] = None,
     probabilities: Annotated[
         bool,
@@ -117,6 +120,9 @@ def batch(
 
     if workers > 1 and runner is not None:
         raise ValueError("--workers is for this machine; how many a runner has is its own option, for --beam")
+    if value_range is None and not Path(model).is_dir():
+        recipe = keras_seg.zoo.show(model)
+        value_range = recipe.data.value_range if recipe.data is not None else None
     given = {
         "score_threshold": score_threshold, "max_detections": max_detections, "classes": classes or None,
         "batch_size": batch_size, "tile_side": tile_side, "overlap": overlap, "labels": labels or None, "tile": tile,

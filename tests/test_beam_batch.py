@@ -88,6 +88,30 @@ def test_a_detector_finds_what_segment_finds(nuclei, wells, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_images_of_16_bits_are_seen_in_the_recipes_range(run, nuclei, wells, tmp_path):
+    pixels = np.asarray(Image.open(wells[0]).convert("RGB"))
+    tifffile.imwrite(tmp_path / "deep.tif", pixels.astype(np.uint16) * 16, photometric="rgb")
+    recipe = keras_seg.zoo.show(NUCLEI).model_dump(mode="json", exclude_none=True, by_alias=True)
+    recipe["data"]["value_range"] = [0, 255 * 16]
+    (tmp_path / "deep.yaml").write_text(json.dumps(recipe))
+    keras_seg.weights.save_weights(nuclei, tmp_path / "deep.weights.h5")
+    expected = keras_seg.segment(nuclei, pixels).to_coco(1)
+    command = (
+        "batch",
+        tmp_path / "deep.yaml",
+        tmp_path / "deep.tif",
+        "--weights",
+        tmp_path / "deep.weights.h5",
+    )
+    # whole, in tiles, and in another range
+    for k, options in enumerate([(), ("--tile-side", 128, "--overlap", 32), ("--value-range", 0, 2**16 - 1)]):
+        status, _, errors = run(*command, "-o", tmp_path / f"{k}", *options)
+        assert status == 0, errors
+    found = [list(batch.results(tmp_path / f"{k}")) for k in range(3)]
+    assert [one["bbox"] for one in found[0]] == [one["bbox"] for one in expected] and len(expected) > 3
+    assert found[1] and [one["bbox"] for one in found[2]] != [one["bbox"] for one in expected]
+
+
 def test_a_large_image_in_tiles_has_the_objects_of_the_whole(nuclei, shared, tmp_path):
     """One image, found whole and in overlapping tiles: nine of ten nuclei are the same by half of their area or more.
     The model normalises by groups, over a tile's pixels, so that no two views are quite the same."""
@@ -351,6 +375,7 @@ def test_two_at_once(wells, tmp_path):
         (NUCLEI, {"tile_side": 64, "overlap": 64}, "overlap must be 0 or more and less than the tile's side 64"),
         (NUCLEI, {"tile_side": 64, "overlap": 8, "labels": True}, "labels are of images that are seen whole"),
         (NUCLEI, {"precision": "float64"}, "float64"),
+        (NUCLEI, {"value_range": (9, 3)}, "finite, with low < high"),
         (NEURONS, {"max_detections": 5}, "max_detections is no option of a U-Net"),
         (NEURONS, {"tile": 150}, "tile=150 is no legal side"),
         (NEURONS, {"rotations": 9}, "rotations must be an integer from 1 to 8, got 9"),

@@ -13,6 +13,7 @@ import numpy as np
 from keras_seg.batch.folder import Failure, Folder, Image, Outcome, Shard, to_json
 from keras_seg.batch.merging import Found, Window, merge, windows
 from keras_seg.batch.windows import open_image
+from keras_seg.data.images import to_float
 from keras_seg.detect import detect, pixels_of
 from keras_seg.instances import PIXEL_CENTRE, Instances
 from keras_seg.ops import masks as mask_ops
@@ -65,6 +66,7 @@ class DetectorWork:
     tile_side: int | None
     overlap: int
     labels: bool
+    value_range: tuple[float, float] | None
 
     def units(self, shard: Shard, folder: Folder) -> Iterator[Shard | DetectorTile | Merging | Failure]:
         """The shard, without what is too large for it; the tiles of that, and what is to be done after them."""
@@ -130,7 +132,7 @@ class DetectorWork:
         def pixels() -> Iterator[np.ndarray]:
             for image in shard.images:
                 try:
-                    array = pixels_of(image.path, image.path)
+                    array = pixels_of(image.path, image.path, self.value_range)
                 except UNREADABLE as error:
                     failures.append(Failure(image, str(error), redo=(shard.result,)))
                     continue
@@ -150,7 +152,8 @@ class DetectorWork:
     def _tile(self, model: MaskRCNN | Exported, tile: DetectorTile) -> Outcome:
         top, left, bottom, right = tile.window
         try:
-            pixels = pixels_of(open_image(tile.image.path)[top:bottom, left:right], tile.image.path)
+            part = open_image(tile.image.path)[top:bottom, left:right]
+            pixels = pixels_of(part, tile.image.path, self.value_range)
         except UNREADABLE as error:
             failure = Failure(tile.image, f"rows from {top}, columns from {left}: {error}")
             return Outcome(tile.key, failures=(failure,))
@@ -183,6 +186,7 @@ def detector_work(
     tile_side: int | None = None,
     overlap: int = 128,
     labels: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> DetectorWork:
     """The work of a detector, a `models.mask_rcnn` or one that `export.load` gives.
 
@@ -190,7 +194,7 @@ def detector_work(
     where there are tiles. An exported model has no batch_size and precision. tile_side: cut images with a longer side
     into tiles of so many pixels; None: every image is seen whole. overlap: pixels that two tiles share at least, more
     than the largest objects measure if no object is to be put together out of parts. labels: write label images too;
-    not with tiles.
+    not with tiles. value_range: the values that become 0 and 255, see `data.images.to_float`.
 
     ValueError: an option outside its range.
     """
@@ -204,6 +208,9 @@ def detector_work(
         options |= {"batch_size": batch_size, "precision": precision}
     elif batch_size != 1 or precision != "float32":
         raise ValueError("batch: an exported model has its own batch_size and precision; leave them out")
+    if value_range is not None:
+        value_range = (float(value_range[0]), float(value_range[1]))
+        to_float(np.array(value_range), value_range, "batch")  # raises
     if batch_size < 1:
         raise ValueError(f"batch: batch_size must be positive, got {batch_size!r}")
     if tile_side is not None:
@@ -215,7 +222,7 @@ def detector_work(
     nothing = np.zeros(0)
     empty = Instances(nothing.reshape(0, 4), nothing, nothing, (1, 1), class_names=names)
     empty.filter(score_threshold, classes, max_detections)  # raises for an unknown class
-    return DetectorWork(tuple(names), model.convention, options, tile_side, overlap, labels)
+    return DetectorWork(tuple(names), model.convention, options, tile_side, overlap, labels, value_range)
 
 
 def _class_count(model: Any) -> int:

@@ -134,8 +134,9 @@ def served(folder):
     return {name: served_models.ServedModel(folder / name / "1") for name in (DETECTOR, UNET)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rest(server):
+    """A connection for one test: the server closes one on which nothing is said for half a minute."""
     connection = http.client.HTTPConnection(server.rest.removeprefix("http://"))
     yield lambda method, path, body=None: ask(connection, method, path, body)
     connection.close()
