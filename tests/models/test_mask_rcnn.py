@@ -86,8 +86,13 @@ def test_every_variant_predicts(changes):
 
 @pytest.mark.parametrize("structure", ["fpn", "c4"])
 def test_a_batch_is_each_image_alone(structure):
-    model, batch = compiled(structure), inputs(3)
+    batch = inputs(3)
     batch["size"] = tf.constant([[64.0, 96], [50, 70], [33, 96]])  # padded to the same
+    model = tiny(structure=structure)
+    for variable in model.weights:
+        # else a network without training is so sure of everything that rounding alone tells its scores apart
+        if variable.path.endswith(("conv2_norm/gamma", "conv3_norm/gamma")):
+            variable.assign(tf.fill(variable.shape, 0.2))
     together = model(batch)
     for row in range(3):
         alone = model({name: value[row : row + 1] for name, value in batch.items()})
