@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import keras_seg
-from keras_seg.command_options import AsJson, WeightsFile, complete_model, examples
+from keras_seg.command_options import AsJson, WeightsFile, complete_model, examples, value_range_of
 
 __all__ = ["add_to"]
 
@@ -121,8 +121,7 @@ def batch(
     if workers > 1 and runner is not None:
         raise ValueError("--workers is for this machine; how many a runner has is its own option, for --beam")
     if value_range is None and not Path(model).is_dir():
-        recipe = keras_seg.zoo.show(model)
-        value_range = recipe.data.value_range if recipe.data is not None else None
+        value_range = value_range_of(keras_seg.zoo.show(model))
     given = {
         "score_threshold": score_threshold, "max_detections": max_detections, "classes": classes or None,
         "batch_size": batch_size, "tile_side": tile_side, "overlap": overlap, "labels": labels or None, "tile": tile,

@@ -25,6 +25,7 @@ __all__ = [
     "detector_of",
     "examples",
     "import_tensorflow",
+    "value_range_of",
 ]
 
 
@@ -77,6 +78,11 @@ def import_tensorflow() -> None:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def value_range_of(recipe: Recipe) -> tuple[float, float] | None:
+    """The values of the files that the recipe's model saw as 0 and 255."""
+    return recipe.data.value_range if recipe.data else None
 
 
 def check_own_rpn(recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ from keras_seg.command_options import (
     detector_of,
     examples,
     import_tensorflow,
+    value_range_of,
 )
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def evaluate_model(
             raise ValueError("--report is not for an RPN alone, which finds no objects of classes")
         model = keras_seg.zoo.load(recipe, weights)
         figures = stored_proposals.recall(
-            model, data, images or data.parent, batch_size=batch_size, value_range=_value_range(recipe)
+            model, data, images or data.parent, batch_size=batch_size, value_range=value_range_of(recipe)
         )
         print(json.dumps(figures) if as_json else "\n".join(f"{k:<8} {v:.4f}" for k, v in figures.items()))
     else:
@@ -220,7 +221,7 @@ def proposals(
     model = keras_seg.zoo.load(recipe, weights, **more)
     folder = data.parent if images is None else images
     number = stored_proposals.store(
-        model, data, folder, output, count=count, batch_size=batch_size, value_range=_value_range(recipe)
+        model, data, folder, output, count=count, batch_size=batch_size, value_range=value_range_of(recipe)
     )
     print(f"{output}: {number} proposals")
 
@@ -277,7 +278,7 @@ def _detect_all(
     model = keras_seg.zoo.load(recipe, weights, **more)
     find = evaluate.finder(
         model, max_detections=most, flip=flip, short_sides=_parse_sides(scales),
-        value_range=_value_range(recipe),
+        value_range=value_range_of(recipe),
     )  # fmt: skip
     return evaluate.results(find, annotations, images, batch_size=batch_size)
 
@@ -315,12 +316,7 @@ def _detect_in(
     proposals = read_proposals(stored)
     proposals.check_made_for(annotations)
     model = keras_seg.zoo.load(recipe, weights)
-    return stored_proposals.results(model, proposals, annotations, images, value_range=_value_range(recipe))
-
-
-def _value_range(recipe: Recipe) -> tuple[float, float] | None:
-    """The values of the files that the recipe's model saw as 0 and 255."""
-    return recipe.data.value_range if recipe.data else None
+    return stored_proposals.results(model, proposals, annotations, images, value_range=value_range_of(recipe))
 
 
 def _above_coco(detections: int) -> int | None:

@@ -20,6 +20,7 @@ from keras_seg.command_options import (
     detector_of,
     examples,
     import_tensorflow,
+    value_range_of,
 )
 
 if TYPE_CHECKING:
@@ -116,9 +117,7 @@ def segment(
     detector = detector_of(recipe)
     check_own_rpn(recipe)
     options: dict[str, Any] = {"precision": precision}
-    if value_range is None and recipe.data is not None:
-        value_range = recipe.data.value_range
-    options["value_range"] = value_range
+    options["value_range"] = value_range_of(recipe) if value_range is None else value_range
     single = save is None and not output.is_dir() and _is_file(output)
     if single:
         _check_file(name, output, UNET_FILES if detector is None else DETECTOR_FILES)

@@ -260,7 +260,7 @@ def _detected(
         slices = [read_image(file)]
     except ValueError:  # of several pages, or the same error again
         slices = list(read_stack(file))
-    pixels = [pixels_of(scaled(one, value_range, str(file)), str(file)) for one in slices]
+    pixels = [pixels_of(one, str(file), value_range) for one in slices]
     # of one image it gives one
     return [Detected(one, cast("Instances", detect(model, one, **options))) for one in pixels]
 

@@ -31,16 +31,6 @@ def serve(path, signature="serving_default"):
     return tf.saved_model.load(str(path)).signatures[signature]
 
 
-@pytest.fixture(scope="module")
-def loaded(exported):
-    return load(exported)
-
-
-@pytest.fixture(scope="module")
-def signatures(loaded):
-    return loaded.signatures
-
-
 def pictures(*shape, seed=1):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 

@@ -44,16 +44,6 @@ def exported(model, tmp_path_factory):
         return saved_model(model, tmp_path_factory.mktemp("serving") / "1")
 
 
-@pytest.fixture(scope="module")
-def loaded(exported):
-    return load(exported)
-
-
-@pytest.fixture(scope="module")
-def signatures(loaded):
-    return loaded.signatures
-
-
 def pictures(*shape, seed=1):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
