@@ -123,10 +123,12 @@ def average(
 ) -> None:
     """One network from several runs: the mean of their weights, with its own statistics of batch normalisation."""
     import_tensorflow()
+    from keras_seg.data.progress import working
     from keras_seg.weights import save_weights
 
-    model = keras_seg.training.average(keras_seg.zoo.show(name), data, files, all_data=all_data)
-    save_weights(model, output, half=half)
+    with working(f"averaging {len(files)} files"):
+        model = keras_seg.training.average(keras_seg.zoo.show(name), data, files, all_data=all_data)
+        save_weights(model, output, half=half)
     print(f"{output}: the mean of {len(files)} files")
 
 
@@ -153,16 +155,18 @@ def import_weights(
 ) -> None:
     """Convert the weights that another library published, for a model with the same parts."""
     import_tensorflow()
+    from keras_seg.data.progress import working
     from keras_seg.weights import formats, save_weights
     from keras_seg.weights.assign import assign
 
     recipe = keras_seg.zoo.show(name)
     if recipe.model.builder == "unet":
         raise ValueError(f"{name}: weights of other libraries are read for detectors, and this is a U-Net")
-    arrays = formats.read(source, format)
-    model = keras_seg.zoo.load(recipe, weights=None)
-    report = assign(model.parts, arrays, source)
-    save_weights(model, output)
+    with working(f"converting {source.name}"):
+        arrays = formats.read(source, format)
+        model = keras_seg.zoo.load(recipe, weights=None)
+        report = assign(model.parts, arrays, source)
+        save_weights(model, output)
     print(f"{output}: {report}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_seg.data.progress import track
-from keras_seg.error_pictures import FALSE, MISSED, RIGHT, Judged, judge
+from keras_seg.error_pictures import FALSE, MISSED, RIGHT, Judged, judge, picture_of
 from keras_seg.report_page import PANEL_SIDE, Column, Image, Page, Table, percent, save_panel, write_page
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def write_detector_report(
     pictures: int = 100,
     score_threshold: float = 0.5,
     iou: float = 0.5,
+    value_range: tuple[float, float] | None = None,
 ) -> Path:
     """Writes index.html and its pictures to a folder: to be opened from a disk, and complete without a network.
 
@@ -60,6 +61,7 @@ def write_detector_report(
         title, facts: (name, value) for the head of the page.
         pictures: draw the worst so many images.
         score_threshold, iou: what counts as found, and as right, in an image.
+        value_range: the values that are drawn black and white, see `data.images.to_float`.
 
     Returns the path of index.html. Raises ValueError for malformed annotations and results, FileNotFoundError for
     an image that is not there, OSError where the folder cannot be written.
@@ -75,7 +77,7 @@ def write_detector_report(
     drawn = judged[:pictures]
     panels = {}
     for number, one in enumerate(track(drawn, "drawing") if len(drawn) > 1 else drawn, start=1):
-        panels[one.image_id] = _panels(one, images, folder, number, iou_type)
+        panels[one.image_id] = _panels(one, images, folder, number, iou_type, value_range)
     curves = []
     for kind, score in scores.items():
         file = precision_recall_picture(folder / f"precision_recall_{kind}.svg", score)
@@ -130,11 +132,16 @@ def _draw_rim(canvas: PIL.Image, rle: Mapping[str, Any], colour: tuple[int, int,
     canvas.paste(colour, (x, y), Pictures.fromarray(rim))
 
 
-def _panels(one: Judged, images: Path, folder: Path, number: int, iou_type: str) -> list[tuple[str, str]]:
+def _panels(
+    one: Judged,
+    images: Path,
+    folder: Path,
+    number: int,
+    iou_type: str,
+    value_range: tuple[float, float] | None,
+) -> list[tuple[str, str]]:
     """The pictures of an image as (caption, file inside the folder)."""
-    from keras_seg import visualize
-
-    picture = visualize.picture(images / one.file_name)
+    picture = picture_of(images / one.file_name, value_range)
     right_found = dict.fromkeys(one.errors.right[:, 0].tolist(), RIGHT)
     right_there = dict.fromkeys(one.errors.right[:, 1].tolist(), RIGHT)
     found = [(result, right_found.get(n, FALSE)) for n, result in enumerate(one.found)]

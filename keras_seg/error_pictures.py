@@ -154,6 +154,7 @@ def write_error_pictures(
     count: int = 8,
     score_threshold: float = 0.5,
     iou: float = 0.5,
+    value_range: tuple[float, float] | None = None,
 ) -> dict[Path, Errors]:
     """Draws the `count` images with the lowest F1 to PNGs in a folder, the worst first: {file: its errors}.
 
@@ -163,21 +164,28 @@ def write_error_pictures(
         images: the folder that the annotations' file names are relative to.
         folder: made if missing; files are named "01_…png", "02_…png" by rank and image.
         score_threshold, iou: what counts as found, and as right.
+        value_range: the values that are drawn black and white, see `data.images.to_float`.
 
     Raises ValueError for malformed annotations and results, FileNotFoundError for an image that is not there.
     """
-    from keras_seg import visualize
-
     judged = judge(found, annotations, score_threshold=score_threshold, iou=iou)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for rank, one in enumerate(judged[:count], start=1):
         path = folder / f"{rank:02d}_{Path(one.file_name).stem}.png"
-        picture = visualize.picture(Path(images) / one.file_name)
+        picture = picture_of(Path(images) / one.file_name, value_range)
         draw_errors(picture, *_masks(one.found, one.there), one.errors).save(path)
         written[path] = one.errors
     return written
+
+
+def picture_of(file: Path, value_range: tuple[float, float] | None) -> Image.Image:
+    """An image file as a detector sees it, RGB."""
+    from keras_seg import visualize
+    from keras_seg.detect import pixels_of
+
+    return visualize.picture(pixels_of(file, str(file), value_range))
 
 
 def _masks(

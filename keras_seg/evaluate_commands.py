@@ -82,6 +82,13 @@ def evaluate_model(
         str | None, typer.Option(metavar="SIDES", help="Detector: shorter sides to see it at, as in 640,800.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Detector: images to compute at once.")] = 1,
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Detector: the values of the images that become black and white; the recipe's if left out.",
+        ),
+    ] = None,
     stored: Annotated[
         Path | None,
         typer.Option(
@@ -124,6 +131,10 @@ def evaluate_model(
     detector = None if recipe is None else detector_of(recipe)
     if not name.endswith(".json"):
         import_tensorflow()
+    if value_range is None and recipe is not None:
+        value_range = value_range_of(recipe)
+    elif recipe is not None and detector is None:
+        raise ValueError("--value-range is for detectors; a U-Net's is in its recipe's data block")
     if recipe is not None and detector is None:
         figures = _evaluate_unet(recipe, data, weights, report, report_pictures)
         shown = json.dumps(figures) if as_json else "\n".join(f"{k:<20} {v:.6g}" for k, v in figures.items())
@@ -137,7 +148,7 @@ def evaluate_model(
             raise ValueError("--report is not for an RPN alone, which finds no objects of classes")
         model = keras_seg.zoo.load(recipe, weights)
         figures = stored_proposals.recall(
-            model, data, images or data.parent, batch_size=batch_size, value_range=value_range_of(recipe)
+            model, data, images or data.parent, batch_size=batch_size, value_range=value_range
         )
         print(json.dumps(figures) if as_json else "\n".join(f"{k:<8} {v:.4f}" for k, v in figures.items()))
     else:
@@ -156,16 +167,18 @@ def evaluate_model(
                 max_detections=max_detections,
                 flip=flip,
                 scales=scales,
+                value_range=value_range,
             )
         elif stored is not None:
             if flip or scales or max_detections:
                 raise ValueError("--proposals goes with neither --flip, --scales nor --max-detections")
-            found = _detect_in(recipe, stored, data, images or data.parent, weights)
+            found = _detect_in(recipe, stored, data, images or data.parent, weights, value_range)
         else:
             check_own_rpn(recipe)
             found = _detect_all(
                 recipe, annotations, images or data.parent, weights,
                 max_detections=max_detections, flip=flip, scales=scales, batch_size=batch_size,
+                value_range=value_range,
             )  # fmt: skip
         if results is not None:
             results.write_text(json.dumps(found))
@@ -180,7 +193,7 @@ def evaluate_model(
         if pictures is not None:
             from keras_seg.error_pictures import write_error_pictures
 
-            write_error_pictures(found, annotations, images or data.parent, pictures)
+            write_error_pictures(found, annotations, images or data.parent, pictures, value_range=value_range)
         if report is not None:
             from keras_seg.detector_report import write_detector_report
 
@@ -188,6 +201,7 @@ def evaluate_model(
             page = write_detector_report(
                 report, found, annotations, images or data.parent, scores,
                 title=f"{shown} on {data.stem}", facts=_facts(recipe, name, weights, data), pictures=report_pictures,
+                value_range=value_range,
             )  # fmt: skip
             print(f"keras-seg: report: {page}", file=sys.stderr)
         _print_scores(scores, as_json)
@@ -267,6 +281,7 @@ def _detect_all(
     flip: bool,
     scales: str | None,
     batch_size: int,
+    value_range: tuple[float, float] | None,
 ) -> list[dict[str, Any]]:
     """COCO results of a recipe's detector."""
     from keras_seg import evaluate
@@ -277,8 +292,7 @@ def _detect_all(
     more = {"detections": most} if most > recipe.model.detections else {}
     model = keras_seg.zoo.load(recipe, weights, **more)
     find = evaluate.finder(
-        model, max_detections=most, flip=flip, short_sides=_parse_sides(scales),
-        value_range=value_range_of(recipe),
+        model, max_detections=most, flip=flip, short_sides=_parse_sides(scales), value_range=value_range,
     )  # fmt: skip
     return evaluate.results(find, annotations, images, batch_size=batch_size)
 
@@ -291,6 +305,7 @@ def _detect_exported(
     max_detections: int | None,
     flip: bool,
     scales: str | None,
+    value_range: tuple[float, float] | None,
 ) -> tuple[list[dict[str, Any]], int | None]:
     """COCO results of a SavedModel, and how many an image count: as many as it gives, if more than COCO's."""
     from keras_seg import evaluate
@@ -302,12 +317,19 @@ def _detect_exported(
     if max_detections and max_detections > given:
         raise ValueError(f"{folder}: gives {given} detections an image, not {max_detections}")
     most = max_detections or given
-    find = evaluate.finder(exported, max_detections=most, flip=flip, short_sides=_parse_sides(scales))
+    find = evaluate.finder(
+        exported, max_detections=most, flip=flip, short_sides=_parse_sides(scales), value_range=value_range
+    )
     return evaluate.results(find, annotations, images), max_detections or _above_coco(given)
 
 
 def _detect_in(
-    recipe: Recipe, stored: Path, annotations: Path, images: Path, weights: str
+    recipe: Recipe,
+    stored: Path,
+    annotations: Path,
+    images: Path,
+    weights: str,
+    value_range: tuple[float, float] | None,
 ) -> list[dict[str, Any]]:
     """COCO results of a recipe's detector in regions that were proposed and stored."""
     from keras_seg import stored_proposals
@@ -316,7 +338,7 @@ def _detect_in(
     proposals = read_proposals(stored)
     proposals.check_made_for(annotations)
     model = keras_seg.zoo.load(recipe, weights)
-    return stored_proposals.results(model, proposals, annotations, images, value_range=value_range_of(recipe))
+    return stored_proposals.results(model, proposals, annotations, images, value_range=value_range)
 
 
 def _above_coco(detections: int) -> int | None:

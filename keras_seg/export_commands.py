@@ -12,6 +12,7 @@ import typer
 
 import keras_seg
 from keras_seg.command_options import Name, WeightsFile, check_own_rpn, examples
+from keras_seg.data.progress import working
 
 if TYPE_CHECKING:
     from keras_seg.models import MaskRCNN, UNet
@@ -134,50 +135,55 @@ def export(
         from keras_seg.export.browser import chromium_program
 
         chromium_program()  # raises before the work
-    model = keras_seg.zoo.load(recipe, weights)
-    if format == "tflite":
-        keras_seg.export.tflite(
-            model, path, quantize=quantize, select_ops=select_ops, height=height, width=width,
-            representative=representative, overwrite=overwrite,
-        )  # fmt: skip
-        size = path.stat().st_size
-        print(f"{path}: TensorFlow Lite file of {name}, {size / 1e6:.1f} MB")
-    elif format == "browser":
-        quantize = {None: "float16", "none": None}.get(quantize, quantize)
-        keras_seg.export.browser(
-            model, path, quantize=quantize, height=height, width=width, example=example, credit=credit or "",
-            overwrite=overwrite,
-        )  # fmt: skip
-        page = path if path.is_file() else path / "index.html"
-        print(
-            f"{page}: page with {model.name}"
-            + ("" if path.is_file() else "; put the folder on any web server")
-        )
-    else:
-        options: dict[str, Any] = {
-            key: value for key, value in saved_model_options.items() if value is not None
-        }
-        keras_seg.export.saved_model(model, path, overwrite=overwrite, **options)
-        print(f"{path}: SavedModel of {name}")
+    with working(f"exporting {name}"):
+        model = keras_seg.zoo.load(recipe, weights)
+        if format == "tflite":
+            keras_seg.export.tflite(
+                model, path, quantize=quantize, select_ops=select_ops, height=height, width=width,
+                representative=representative, overwrite=overwrite,
+            )  # fmt: skip
+        elif format == "browser":
+            keras_seg.export.browser(
+                model, path, quantize={None: "float16", "none": None}.get(quantize, quantize), height=height,
+                width=width, example=example, credit=credit or "", overwrite=overwrite,
+            )  # fmt: skip
+        else:
+            keras_seg.export.saved_model(
+                model, path, overwrite=overwrite,
+                **{key: value for key, value in saved_model_options.items() if value is not None},
+            )  # fmt: skip
+    print(_written(path, format, name))
     if check:
         side = min(256 if format == "browser" else 320, math.isqrt(most_pixels or 2**24))
         check_picture = drawn_picture(model, side) if image is None else image
         _check(model, path, format, quantize, check_picture)
 
 
+def _written(path: Path, format: Format, name: str) -> str:
+    if format == "tflite":
+        return f"{path}: TensorFlow Lite file of {name}, {path.stat().st_size / 1e6:.1f} MB"
+    if format == "browser":
+        if path.is_file():
+            return f"{path}: page with {name}"
+        return f"{path / 'index.html'}: page with {name}; put the folder on any web server"
+    return f"{path}: SavedModel of {name}"
+
+
 def _check(model: UNet | MaskRCNN, path: Path, format: Format, quantize: str | None, image: Any) -> None:
     from keras_seg.export import comparison
 
     judged = not quantize
-    if format == "tflite":
-        compared, tolerances = comparison.tflite_differences(model, path, image), comparison.TFLITE
-    elif format == "browser":
-        from keras_seg.export.browser import TOLERANCES, browser_differences, shows_whole
+    with working("comparing with the model"):
+        if format == "tflite":
+            compared, tolerances = comparison.tflite_differences(model, path, image), comparison.TFLITE
+        elif format == "browser":
+            from keras_seg.export.browser import TOLERANCES, browser_differences, shows_whole
 
-        compared, tolerances = browser_differences(model, path, image), TOLERANCES
-        judged = quantize != "dynamic" and shows_whole(model, path, image)
-    else:
-        compared, tolerances = comparison.saved_model_differences(model, path, image), comparison.SAVED_MODEL
+            compared, tolerances = browser_differences(model, path, image), TOLERANCES
+            judged = quantize != "dynamic" and shows_whole(model, path, image)
+        else:
+            compared = comparison.saved_model_differences(model, path, image)
+            tolerances = comparison.SAVED_MODEL
     for what, value in compared.items():
         unit = " px" if what in ("boxes", "keypoints") else ""
         print(f"  {what:<20} {value:.2g}{unit}" if isinstance(value, float) else f"  {what:<20} {value}")

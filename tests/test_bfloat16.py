@@ -21,6 +21,10 @@ from keras_seg.ops.boxes import pairwise_iou
 
 # Of the largest value, after some layers; a single rounding is 2^-9.
 ROUNDING = 0.03
+fused_by_tensorflow = pytest.mark.skipif(
+    "avx512_vnni" not in processor.flags(),
+    reason="oneDNN alone makes one operation of several in bfloat16, and is on where there is AVX-512 VNNI",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +44,14 @@ def layer_types(model: keras.Model) -> dict[str, str]:
 
 
 def operations(call, x) -> collections.Counter:
-    """The operations that TensorFlow runs, after all optimisation."""
-    call(x)
+    """The operations that TensorFlow runs, after all optimisation, of a function that was not called before."""
     context.context().enable_run_metadata()
     call(x)
     graphs = context.context().export_run_metadata().function_graphs
     context.context().disable_run_metadata()
-    return collections.Counter(n.op for f in graphs for g in f.partition_graphs for n in g.node)
+    ran = collections.Counter(n.op for f in graphs for g in f.partition_graphs for n in g.node)
+    assert ran["_Arg"]
+    return ran
 
 
 def block(channels: int = 8) -> keras.Model:
@@ -63,7 +68,7 @@ def block(channels: int = 8) -> keras.Model:
     return model
 
 
-def test_a_block_is_fused_and_leaves_in_float32():
+def test_a_block_is_close_and_leaves_in_float32():
     model = block()
     call = inference.Compiled(model, "bfloat16")
     x = numbers(1, 20, 24, 3)
@@ -73,10 +78,15 @@ def test_a_block_is_fused_and_leaves_in_float32():
     assert 1e-6 < error < ROUNDING
     types = layer_types(call._network)
     assert types["leaves_frozen"] == "float32" and list(types.values()).count("bfloat16") >= 3
-    ran = operations(call, x)
+
+
+@fused_by_tensorflow
+def test_a_block_is_fused():
+    ran = operations(inference.Compiled(block(), "bfloat16"), numbers(1, 20, 24, 3))
     assert not ran["Relu"] and not ran["BiasAdd"] and not ran["AddV2"], ran
 
 
+@fused_by_tensorflow
 def test_zeros_of_a_new_models_biases_do_not_prevent_it():
     image = keras.Input((None, None, 3))
     model = keras.Model(image, keras.layers.ReLU()(keras.layers.Conv2D(8, 3, padding="same")(image)))

@@ -260,7 +260,7 @@ def test_wrong_use_of_a_detector_is_one_line(run, detector, arguments, message):
     assert error.startswith("keras-seg: ") and error.count("\n") == 1 and message in error
 
 
-def test_train_resume_evaluate_export(run, folder):
+def test_train_resume_evaluate_export(run, folder, terminal):
     status, out, _ = run("train", "small.yaml", "--data", "data", "--output", "run", "--steps", 2)
     assert status == 0 and "the weights are in run" in out
     assert run("train", "small.yaml", "--data", "data", "--output", "run", "--resume")[::2] == (0, "")
@@ -273,6 +273,8 @@ def test_train_resume_evaluate_export(run, folder):
     assert "--set seed: must be FIELD=VALUE" in run(*again, "--set", "seed")[2]
     third = ("train", "small.yaml", "--data", "data", "--output", "third", "--set", "training.seed=7")
     assert "nearest legal: 32 or 34" in run(*third, "--set", "data.tile=33")[2]
+    status, _, error = run("evaluate", "small.yaml", "--data", "data", *best, "--value-range", 0, 9)
+    assert status == 2 and "--value-range is for detectors; a U-Net's is in its recipe's data block" in error
     status, out, error = run("evaluate", "small.yaml", "--data", "data", *best, "--report", "report")
     assert "keras-seg: report: report/index.html" in error
     assert "train-volume.tif slice 2" in (folder / "report/index.html").read_text()
@@ -289,7 +291,10 @@ def test_train_resume_evaluate_export(run, folder):
     status, _, error = run("evaluate", "small.yaml", "--data", "data", *best)
     assert status == 2 and "small expects seg, which its data do not give" in error
 
-    assert run("export", "small.yaml", "exported", *best)[0] == 0
+    with terminal:
+        assert run("export", "small.yaml", "exported", *best)[0] == 0
+    assert "exporting small.yaml" in terminal.written
+    assert terminal.seen == ["exported: SavedModel of small.yaml", ""]
     assert (folder / "exported/saved_model.pb").is_file()
 
 

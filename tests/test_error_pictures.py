@@ -87,3 +87,10 @@ def test_the_worst_image_comes_first(tmp_path):
     assert [errors.f1 for errors in written.values()] == [0, 1]
     drawn = np.asarray(Image.open(tmp_path / "out" / "01_2.png"))
     assert tuple(drawn[10, 10]) == error_pictures.MISSED and tuple(drawn[2, 2]) == error_pictures.FALSE
+    # in the values that the detector saw
+    for k in masks:
+        Image.fromarray(np.full((24, 24), 500, np.uint16)).save(tmp_path / f"{k}.png")
+    (path, *_) = error_pictures.write_error_pictures(
+        found, file, tmp_path, tmp_path / "out", value_range=(0, 1000)
+    )
+    assert tuple(np.asarray(Image.open(path))[0, 0]) == (128, 128, 128)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keras_seg import winograd
 
-# Of outputs of about 6: float32 rounding, at most three times that of a direct convolution.
+# Of outputs of about 6: float32 rounding.
 TOLERANCE = 2e-5
 SEVENS = 1e-3  # blocks of 7, which only bfloat16 uses
 
@@ -72,9 +72,12 @@ def test_many_channels_bias_and_activation():
     found = winograd.convolve(x, kernel, bias, padding="same", activation=tf.nn.relu)
     expected = np.maximum(direct(x, kernel, "same") + bias, 0)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
-    # and no worse than three times what float32 costs a direct convolution
-    usual = np.abs(np.maximum(tf.nn.conv2d(x, kernel, 1, "SAME") + bias, 0) - expected)
-    assert np.sqrt(np.mean((found - expected) ** 2)) < 3 * np.sqrt(np.mean(usual**2))
+    # and no worse than twice what float32 costs a direct convolution that adds one product after the other (with the usual
+    # points it would be worse); a library's own, which groups them for each processor in another way, may cost less
+    products = (x[0, 5:8, 5:8, :, None] * kernel).reshape(-1, 64)
+    one_by_one = np.add.accumulate(products)[-1] - products.sum(0, dtype=np.float64)
+    error = (found - expected)[expected > 0]
+    assert np.sqrt(np.mean(error**2)) < 2 * np.sqrt(np.mean(one_by_one**2))
 
 
 def test_an_empty_batch():

@@ -81,6 +81,24 @@ def test_a_saved_model_is_checked_and_scores_as_its_model(run, folder, tmp_path)
     status, exported, _ = run("evaluate", tmp_path / "1", *options)
     assert status == 0
     assert json.loads(exported)["bbox"]["AR100"] == pytest.approx(json.loads(own)["bbox"]["AR100"], abs=1e-6)
+    # the same images in 16 bits, of which the values 0 to 1020 are used
+    for file in folder.glob("?.png"):
+        pixels = np.asarray(Image.open(file)).mean(-1).astype(np.uint16)
+        (tmp_path / "grey").mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "grey" / file.name)
+        (tmp_path / "dark").mkdir(exist_ok=True)
+        Image.fromarray(pixels * 4).save(tmp_path / "dark" / file.name)
+    found = {}
+    for images, more in (("grey", ()), ("dark", ("--value-range", 0, 1020)), ("dark", ())):
+        results = tmp_path / "found.json"
+        wanted = "--images", tmp_path / images, "--results", results, "--report", tmp_path / "page"
+        assert run("evaluate", tmp_path / "1", *options, *wanted, *more)[0] == 0
+        shown = np.asarray(Image.open(tmp_path / "page/images/0001_image.jpg"))
+        found[images, more] = results.read_text(), shown
+    expected, same, other = found.values()
+    assert same[0] == expected[0] != other[0]
+    np.testing.assert_array_equal(same[1], expected[1])
+    assert other[1].mean() < 10 < expected[1].mean()
     assert run("export", name, tmp_path / "1", *weights)[0] == 2
     for more, message in (
         (("--flip",), "an exported model has one size"),

@@ -499,13 +499,17 @@ def many_files(count: int, file: bytes) -> predict_pb2.PredictRequest:
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_request_is_refused_and_the_next_is_answered(server, channel, loaded, name):
     request, status, message = WRONG[name]
-    before = server.resident()
-    with pytest.raises(grpc.RpcError) as caught:
-        predict(channel, request())
-    assert caught.value.code().name == status
-    assert re.search(message, caught.value.details()) or message in caught.value.details()
-    good(channel, loaded)
-    assert server.resident() - before < 80 * 2**20
+    memory = [server.resident()]
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as caught:
+            predict(channel, request())
+        assert caught.value.code().name == status
+        assert re.search(message, caught.value.details()) or message in caught.value.details()
+        good(channel, loaded)
+        memory.append(server.resident())
+    # 40,000 files of 1.5 kB are 60 MB before the graph can refuse them, which the allocator keeps for the next request
+    assert memory[1] - memory[0] < 80 * 2**20
+    assert memory[2] - memory[1] < 20 * 2**20
 
 
 def test_an_image_that_unpacks_to_a_hundred_megabytes_is_not_unpacked(server, channel):

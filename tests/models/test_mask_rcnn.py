@@ -31,8 +31,9 @@ def ready(structure: str = "fpn") -> MaskRCNN:
 @functools.cache
 def compiled(structure: str = "fpn"):
     """Its graph, for inputs of any size."""
+    model = ready(structure)
     signature = {"image": tf.TensorSpec([None, None, None, 3]), "size": tf.TensorSpec([None, 2])}
-    return tf.function(lambda batch: ready(structure)(batch), input_signature=[signature])
+    return tf.function(lambda batch: model(batch), input_signature=[signature])
 
 
 def inputs(count: int = 2, height: int = 64, width: int = 96) -> dict[str, tf.Tensor]:
