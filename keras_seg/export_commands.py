@@ -118,10 +118,6 @@ def export(
         raise ValueError("--image is for --check")
     if credit is not None and example is None:
         raise ValueError("--credit is for --example")
-    saved_model_options = {
-        "masks": masks, "most_pixels": most_pixels, "most_images": most_images,
-        "most_request_pixels": most_request_pixels, "winograd": False if for_gpu else None,
-    }  # fmt: skip
     given = {
         "--masks": masks, "--most-pixels": most_pixels, "--most-images": most_images,
         "--most-request-pixels": most_request_pixels, "--for-gpu": for_gpu or None,
@@ -149,8 +145,9 @@ def export(
             )  # fmt: skip
         else:
             keras_seg.export.saved_model(
-                model, path, overwrite=overwrite,
-                **{key: value for key, value in saved_model_options.items() if value is not None},
+                model, path, masks="probabilities" if masks is None else masks, most_pixels=most_pixels,
+                most_images=most_images, most_request_pixels=most_request_pixels, winograd=not for_gpu,
+                overwrite=overwrite,
             )  # fmt: skip
     print(_written(path, format, name))
     if check:
