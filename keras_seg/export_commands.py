@@ -131,8 +131,8 @@ def export(
         from keras_seg.export.browser import chromium_program
 
         chromium_program()  # raises before the work
+    model = keras_seg.zoo.load(recipe, weights)  # with a bar of its own if they are fetched
     with working(f"exporting {name}"):
-        model = keras_seg.zoo.load(recipe, weights)
         if format == "tflite":
             keras_seg.export.tflite(
                 model, path, quantize=quantize, select_ops=select_ops, height=height, width=width,
