@@ -149,7 +149,7 @@ def export(
                 most_images=most_images, most_request_pixels=most_request_pixels, winograd=not for_gpu,
                 overwrite=overwrite,
             )  # fmt: skip
-    print(_written(path, format, name))
+    print(_written(path, format, model.name if format == "browser" else name))
     if check:
         side = min(256 if format == "browser" else 320, math.isqrt(most_pixels or 2**24))
         check_picture = drawn_picture(model, side) if image is None else image
