@@ -129,13 +129,13 @@ def evaluate_model(
 
     recipe = None if name.endswith(".json") or Path(name).is_dir() else keras_seg.zoo.show(name)
     detector = None if recipe is None else detector_of(recipe)
+    if recipe is not None and detector is not None and value_range is None:
+        value_range = value_range_of(recipe)
     if not name.endswith(".json"):
         import_tensorflow()
-    if value_range is None and recipe is not None:
-        value_range = value_range_of(recipe)
-    elif recipe is not None and detector is None:
-        raise ValueError("--value-range is for detectors; a U-Net's is in its recipe's data block")
     if recipe is not None and detector is None:
+        if value_range is not None:
+            raise ValueError("--value-range is for detectors; a U-Net's is in its recipe's data block")
         figures = _evaluate_unet(recipe, data, weights, report, report_pictures)
         shown = json.dumps(figures) if as_json else "\n".join(f"{k:<20} {v:.6g}" for k, v in figures.items())
         print(shown)

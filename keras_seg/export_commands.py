@@ -12,7 +12,6 @@ import typer
 
 import keras_seg
 from keras_seg.command_options import Name, WeightsFile, check_own_rpn, examples
-from keras_seg.data.progress import working
 
 if TYPE_CHECKING:
     from keras_seg.models import MaskRCNN, UNet
@@ -112,6 +111,8 @@ def export(
     With --check the exit status is 1 if the results differ by more than rounding; of numbers of fewer bits (a page: 8 bits, or
     images that a detector sees in several windows) the differences are told, not judged.
     """
+    from keras_seg.data.progress import working
+
     recipe = keras_seg.zoo.show(name)
     check_own_rpn(recipe)
     if image is not None and not check:
@@ -167,6 +168,7 @@ def _written(path: Path, format: Format, name: str) -> str:
 
 
 def _check(model: UNet | MaskRCNN, path: Path, format: Format, quantize: str | None, image: Any) -> None:
+    from keras_seg.data.progress import working
     from keras_seg.export import comparison
 
     judged = not quantize

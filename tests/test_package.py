@@ -29,6 +29,15 @@ def test_import_is_quiet_and_brings_in_nothing_heavy():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_the_command_line_starts_without_what_its_commands_need():
+    """Help and completion are at hand at once."""
+    heavy = ["tensorflow", "keras", "h5py", "scipy", "matplotlib", "rich", "keras_seg.data"]
+    done = python(
+        f"import keras_seg.cli, sys; assert not set({heavy}) & set(sys.modules), sys.modules.keys()"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_tensorflow_log_level_is_a_default_only():
     show = "import keras_seg, os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
     assert python(show).stdout.strip() == "2"

@@ -82,11 +82,11 @@ def test_a_saved_model_is_checked_and_scores_as_its_model(run, folder, tmp_path)
     assert status == 0
     assert json.loads(exported)["bbox"]["AR100"] == pytest.approx(json.loads(own)["bbox"]["AR100"], abs=1e-6)
     # the same images in 16 bits, of which the values 0 to 1020 are used
+    for images in ("grey", "dark"):
+        (tmp_path / images).mkdir()
     for file in folder.glob("?.png"):
         pixels = np.asarray(Image.open(file)).mean(-1).astype(np.uint16)
-        (tmp_path / "grey").mkdir(exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "grey" / file.name)
-        (tmp_path / "dark").mkdir(exist_ok=True)
         Image.fromarray(pixels * 4).save(tmp_path / "dark" / file.name)
     found = {}
     for images, more in (("grey", ()), ("dark", ("--value-range", 0, 1020)), ("dark", ())):
