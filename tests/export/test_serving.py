@@ -7,6 +7,7 @@ import collections
 import http.client
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -96,7 +97,13 @@ def server(folder, tmp_path_factory):
     command += ["--port", "0", "--rest_api_port", "0", "--max_request_megabytes", "1"]
     with (
         log.open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"MALLOC_ARENA_MAX": "1"},  # or each thread's allocator keeps what it once had
+        ) as process,
     ):
         lines = []
         for line in process.stdout:
@@ -499,17 +506,16 @@ def many_files(count: int, file: bytes) -> predict_pb2.PredictRequest:
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_request_is_refused_and_the_next_is_answered(server, channel, loaded, name):
     request, status, message = WRONG[name]
-    memory = [server.resident()]
-    for _ in range(2):
+    before = server.resident()
+    for _ in range(5):
         with pytest.raises(grpc.RpcError) as caught:
             predict(channel, request())
         assert caught.value.code().name == status
         assert re.search(message, caught.value.details()) or message in caught.value.details()
         good(channel, loaded)
-        memory.append(server.resident())
-    # 40,000 files of 1.5 kB are 60 MB before the graph can refuse them, which the allocator keeps for the next request
-    assert memory[1] - memory[0] < 80 * 2**20
-    assert memory[2] - memory[1] < 20 * 2**20
+    # 40,000 files of 1.5 kB are 60 MB before the graph can refuse them. The allocator may keep them once, and
+    # a second time where another request lies in the way; kept by each request they were 300 MB
+    assert server.resident() - before < 160 * 2**20
 
 
 def test_an_image_that_unpacks_to_a_hundred_megabytes_is_not_unpacked(server, channel):
