@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 # Of the largest probability of the sample: the two graphs hold the same operations, up to the order of sums, which the
 # libraries of a GPU choose.
 TOLERANCE, TOLERANCE_ON_GPU = 1e-5, 1e-4
-# Of the detections in the image on which a detector is compared, the share that must be within `comparison.SAVED_MODEL`: two
-# that are almost equal may change places.
+# Of the detections in the image on which a detector is compared, the share that must be within `CHECKED`: two that are almost
+# equal may change places.
 SAME = 0.75
+# Networks without training multiply rounding: a ResNet-50's boxes were up to 0.2 px apart. A graph that is wrong moves them by
+# half a pixel and more. Of trained ones `comparison` demands more.
+CHECKED = {**comparison.SAVED_MODEL, "boxes": 0.25}
 
 
 def saved_model(
@@ -223,7 +226,7 @@ def _check_same(model: UNet | MaskRCNN, path: Path, most_pixels: int) -> None:
         boxes = {name: outputs[name].numpy()[0] for name in ("num_detections", "boxes", "scores", "classes")}
         found = instances_of(model, boxes, size, size)
         expected = segment(model, image, score_threshold=0.0, max_detections=len(boxes["scores"]))
-        share = comparison.share_in_common(expected, found, comparison.SAVED_MODEL)
+        share = comparison.share_in_common(expected, found, CHECKED)
         if share < SAME:
             raise RuntimeError(
                 f"saved_model: the reloaded model finds {share:.0%} of what the Keras model finds, on {len(expected)} "

@@ -201,6 +201,18 @@ def test_different_detections_are_refused(rpn, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_boxes_half_a_pixel_apart_are_refused(rpn, tmp_path, monkeypatch):
+    other = mask_rcnn(**rpn.arguments)
+    other.set_weights(rpn.get_weights())
+    (bias,) = (v for v in other.variables if v.path.endswith("anchor_deltas/bias"))
+    bias.assign_add(
+        np.tile(np.array([0.5 / 16, 0, 0, 0], np.float32), bias.shape[0] // 4)
+    )  # anchors of 16 and 32
+    monkeypatch.setattr(detection_graph, "folded", lambda model, **options: folding.folded(other, **options))
+    with pytest.raises(RuntimeError, match="finds [0-9]+% of what the Keras model finds"):
+        saved_model(rpn, tmp_path / "1", warmup_sizes=())
+
+
 def test_what_cannot_be_found_in(signatures):
     for shape in ([0, 5, 5, 3], [1, 5, 0, 3]):
         with pytest.raises(tf.errors.InvalidArgumentError, match="images: there are none, or they are empty"):
